@@ -1,0 +1,392 @@
+"""Average precision of the noise audit beside cleanlab, on real data with injected and with reviewed wrong labels.
+
+    python -m benchmarks.noise --data DIR [--quick] [--sets hate sst ...] [--seeds 3]
+
+DIR holds the Parquet files and sentence vectors (``hate_train.parquet``, ``hate_train_minilm.npz``, ...); sets
+whose files are missing are skipped and named. Writes ``benchmarks/out/noise.json`` and ``noise.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from sklearn.cluster import MiniBatchKMeans
+from sklearn.compose import ColumnTransformer
+from sklearn.decomposition import TruncatedSVD
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+from mlflow_relabel_audit.analyses.noise import noise_audit
+from mlflow_relabel_audit.curvature import find_stationary_point
+from mlflow_relabel_audit.problem import read_problem
+from mlflow_relabel_audit.rows import Rows
+
+ROWS = 6000
+EVALUATION = 2000
+NOISES = (
+    "uniform 5 %",
+    "uniform 10 %",
+    "uniform 30 %",
+    "10 % of class 1",
+    "20 % of class 0",
+    "boundary",
+    "cluster",
+)
+TUNED = ("hate", "sst", "tweet", "adult", "sst_counts")
+HELD_OUT = ("loan", "flights", "sst_wordavg", "hate_counts", "tweet_counts")
+MARGIN_BAR, SETTING_BAR = 0.08, -0.02
+
+
+@dataclass(frozen=True)
+class Data:
+    """One set: features and labels of training and evaluation rows, and the model's C."""
+
+    X: Any
+    y: np.ndarray
+    X_eval: Any
+    y_eval: np.ndarray
+    C: float
+    wrong: np.ndarray | None = None
+
+
+def minilm(folder: Path, name: str, C: float) -> Data:
+    train, test = (pd.read_parquet(folder / f"{name}_{part}.parquet") for part in ("train", "test"))
+    X, X_eval = (
+        np.load(folder / f"{name}_{part}_minilm.npz")["X"].astype(np.float64) * np.sqrt(384.0)
+        for part in ("train", "test")
+    )
+    return Data(X, train["label"].to_numpy(), X_eval, test["label"].to_numpy(), C)
+
+
+def word_average(folder: Path, name: str, C: float) -> Data:
+    train, test = (pd.read_parquet(folder / f"{name}_{part}.parquet") for part in ("train", "test"))
+    raw = [
+        np.load(folder / f"{name}_{part}_wordavg.npz")["X"].astype(np.float64) for part in ("train", "test")
+    ]
+    scaler = StandardScaler().fit(raw[0])
+    X, X_eval = (scaler.transform(part) for part in raw)
+    return Data(X, train["label"].to_numpy(), X_eval, test["label"].to_numpy(), C)
+
+
+def counts(folder: Path, name: str, C: float) -> Data:
+    train, test = (pd.read_parquet(folder / f"{name}_{part}.parquet") for part in ("train", "test"))
+    vectorizer = CountVectorizer(min_df=2, dtype=np.float64)
+    X = vectorizer.fit_transform(train["text"])
+    y = train["label"].to_numpy()
+    wrong = y != train["label_corrected"].to_numpy() if "label_corrected" in train else None
+    return Data(X, y, vectorizer.transform(test["text"]), test["label"].to_numpy(), C, wrong)
+
+
+def table(folder: Path, name: str, C: float) -> Data:
+    train, test = (pd.read_parquet(folder / f"{name}_{part}.parquet") for part in ("train", "test"))
+    rng = np.random.default_rng(0)
+    train = train.iloc[np.sort(rng.permutation(len(train))[:40000])]
+    features = train.drop(columns=["label", "Id"], errors="ignore")
+    numeric = [c for c in features if pd.api.types.is_numeric_dtype(features[c])]
+    other = [c for c in features if c not in numeric]
+    encoder = ColumnTransformer(
+        [
+            ("number", StandardScaler(), numeric),
+            ("word", OneHotEncoder(handle_unknown="ignore", min_frequency=20, sparse_output=False), other),
+        ]
+    )
+    X = np.nan_to_num(encoder.fit_transform(features))
+    return Data(
+        X,
+        train["label"].to_numpy(),
+        np.nan_to_num(encoder.transform(test.drop(columns="label"))),
+        test["label"].to_numpy(),
+        C,
+    )
+
+
+SETS: dict[str, Callable[[Path], Data]] = {
+    "hate": lambda folder: minilm(folder, "hate", 0.1),
+    "sst": lambda folder: minilm(folder, "sst", 1 / 500),
+    "tweet": lambda folder: minilm(folder, "tweet", 1 / 500),
+    "adult": lambda folder: table(folder, "adult", 1.0),
+    "sst_counts": lambda folder: counts(folder, "sst", 0.1),
+    "loan": lambda folder: table(folder, "loan", 0.01),
+    "flights": lambda folder: table(folder, "flights", 1.0),
+    "sst_wordavg": lambda folder: word_average(folder, "sst", 1 / 1000),
+    "hate_counts": lambda folder: counts(folder, "hate", 0.1),
+    "tweet_counts": lambda folder: counts(folder, "tweet", 1 / 500),
+    "youtubeweak": lambda folder: counts(folder, "youtubeweak", 1.0),
+}
+
+
+def subset(data: Data, seed: int) -> Data:
+    """At most 6,000 training and 2,000 evaluation rows, drawn anew for each seed."""
+    rng = np.random.default_rng(seed)
+    rows = rng.permutation(len(data.y))[:ROWS]
+    evaluation = rng.permutation(len(data.y_eval))[:EVALUATION]
+    wrong = None if data.wrong is None else data.wrong[rows]
+    return Data(data.X[rows], data.y[rows], data.X_eval[evaluation], data.y_eval[evaluation], data.C, wrong)
+
+
+def inject(data: Data, noise: str, seed: int) -> np.ndarray:
+    """Which labels are made wrong, bool of shape (n,)."""
+    rng = np.random.default_rng(1000 + seed)
+    n = len(data.y)
+    wrong = np.zeros(n, dtype=bool)
+    if noise.startswith("uniform"):
+        wrong[rng.permutation(n)[: round(n * float(noise.split()[1]) / 100)]] = True
+    elif "of class" in noise:
+        members = np.flatnonzero(data.y == int(noise[-1]))
+        wrong[rng.permutation(members)[: round(len(members) * float(noise.split()[0]) / 100)]] = True
+    elif noise == "boundary":
+        z = fitted(data, data.y).decision_function(data.X)
+        chance = np.exp(-2.0 * np.abs(z) / np.std(z))
+        wrong[rng.choice(n, size=n // 10, replace=False, p=chance / chance.sum())] = True
+    elif noise == "cluster":
+        flat = (
+            TruncatedSVD(50, random_state=0).fit_transform(data.X)
+            if data.X.shape[1] > 50
+            else np.asarray(data.X)
+        )
+        groups = MiniBatchKMeans(20, random_state=seed, n_init=3).fit_predict(flat)
+        size = np.bincount(groups, minlength=20)
+        chosen = groups == np.argmin(np.abs(size - n / 10))
+        wrong[chosen] = rng.random(int(chosen.sum())) < 0.6
+    else:
+        raise ValueError(f"noise: got {noise!r}; pass one of {NOISES}")
+    return wrong
+
+
+def fitted(data: Data, labels: np.ndarray) -> LogisticRegression:
+    solver = "liblinear" if sp.issparse(data.X) else "lbfgs"
+    return LogisticRegression(C=data.C, solver=solver, max_iter=500).fit(data.X, labels)
+
+
+def cleanlab_scores(data: Data, labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Its label quality scores, turned so that large is suspicious, and the rows it flags."""
+    from cleanlab.filter import find_label_issues
+    from cleanlab.rank import get_label_quality_scores
+
+    folds = StratifiedKFold(5, shuffle=True, random_state=seed)
+    probability = cross_val_predict(
+        LogisticRegression(C=data.C, solver="liblinear" if sp.issparse(data.X) else "lbfgs", max_iter=500),
+        data.X,
+        labels,
+        cv=folds,
+        method="predict_proba",
+    )
+    return -get_label_quality_scores(labels, probability), find_label_issues(labels, probability, n_jobs=1)
+
+
+def measure(data: Data, wrong: np.ndarray, seed: int, labels: np.ndarray) -> dict[str, Any]:
+    """Average precision, flags, rate and seconds of one setting."""
+    model = fitted(data, labels)
+    problem = read_problem(model)
+    rows = Rows(data.X, problem.encode(labels), np.ones(len(labels)), intercept=problem.intercept)
+    point = find_stationary_point(problem, rows)
+    rate = float(wrong.mean())
+    out: dict[str, Any] = {"rate": rate}
+    theirs, flagged = cleanlab_scores(data, labels, seed)
+    out["cleanlab"] = {"flagged": int(flagged.sum()), "rate": float(flagged.mean()), **_flags(flagged, wrong)}
+    if wrong.any():
+        out["cleanlab"]["ap"] = float(average_precision_score(wrong, theirs))
+    for name, extra in (("alone", ()), ("evaluation", (data.X_eval, problem.encode(data.y_eval)))):
+        began = time.perf_counter()
+        result = noise_audit(problem, rows, point, *extra, seed=seed)
+        seconds = time.perf_counter() - began
+        score = result.scores["score"].to_numpy()
+        sure = np.zeros(len(wrong), dtype=bool)
+        check = sure.copy()
+        ids = result.suspects["train_id"].to_numpy(dtype=np.int64)
+        check[ids] = True
+        sure[ids[(result.suspects["level"] == "sure").to_numpy()]] = True
+        estimate, low, high = result.noise_rate
+        out[name] = {
+            "flagged": int(check.sum()),
+            "sure": _flags(sure, wrong) | {"flagged": int(sure.sum())},
+            "estimate": estimate,
+            "low": low,
+            "high": high,
+            "covered": bool(low <= rate <= high),
+            "findings": [finding.code for finding in result.findings],
+            "seconds": seconds,
+            **_flags(check, wrong),
+        }
+        if wrong.any():
+            out[name]["ap"] = float(average_precision_score(wrong, score))
+    return out
+
+
+def _flags(flagged: np.ndarray, wrong: np.ndarray) -> dict[str, float]:
+    hit = float((flagged & wrong).sum())
+    precision, recall = hit / max(flagged.sum(), 1), hit / max(wrong.sum(), 1)
+    return {
+        "precision": precision,
+        "recall": recall,
+        "f1": 2 * precision * recall / max(precision + recall, 1e-12),
+    }
+
+
+def settings(
+    names: list[str], noises: list[str], seeds: int, folder: Path
+) -> Iterator[tuple[str, str, int, Any]]:
+    """Set, noise, seed, then the subset, its wrong labels and the labels as given."""
+    for name in names:
+        try:
+            data = SETS[name](folder)
+        except FileNotFoundError as error:
+            print(f"{name}: skipped, {error.filename} is missing", flush=True)
+            continue
+        if data.wrong is not None:
+            for seed in range(seeds):
+                part = subset(data, seed)
+                yield name, "reviewed", seed, (part, part.wrong, part.y)
+            continue
+        for noise in noises:
+            for seed in range(seeds):
+                part = subset(data, seed)
+                wrong = np.zeros(len(part.y), dtype=bool) if noise == "clean" else inject(part, noise, seed)
+                yield name, noise, seed, (part, wrong, np.where(wrong, 1 - part.y, part.y))
+
+
+def summarise(frame: pd.DataFrame) -> tuple[str, dict[str, Any]]:
+    """Markdown tables, and the bars with whether they are met."""
+    noisy = frame[frame["noise"] != "clean"]
+    mean = noisy.groupby(["noise", "set"], sort=False)[["cleanlab", "alone", "evaluation"]].mean()
+    names = list(dict.fromkeys(noisy["set"]))
+    lines = ["AP: cleanlab / label curve / with evaluation rows, mean over seeds", ""]
+    lines += ["| noise | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for noise in dict.fromkeys(noisy["noise"]):
+        cells = [
+            "/".join(f"{value:.3f}".lstrip("0") for value in mean.loc[(noise, name)])
+            if (noise, name) in mean.index
+            else ""
+            for name in names
+        ]
+        lines.append(f"| {noise} | " + " | ".join(cells) + " |")
+    verdicts: dict[str, Any] = {}
+    for title, part in (
+        ("tuned on", mean[mean.index.get_level_values("set").isin((*TUNED, "youtubeweak"))]),
+        ("not tuned on", mean[mean.index.get_level_values("set").isin(HELD_OUT)]),
+    ):
+        if part.empty:
+            continue
+        for column in ("alone", "evaluation"):
+            gain = part[column] - part["cleanlab"]
+            inner = gain[gain.index.get_level_values("noise") != "boundary"]
+            worst = inner.idxmin()
+            verdicts[f"{title}, {column}"] = {
+                "settings": len(part),
+                "mean_cleanlab": float(part["cleanlab"].mean()),
+                "mean_ours": float(part[column].mean()),
+                "gain": float(gain.mean()),
+                "gain_met": bool(gain.mean() >= MARGIN_BAR),
+                "worst": [*map(str, worst), float(inner.min())],
+                "worst_met": bool(inner.min() >= SETTING_BAR),
+                "worst_boundary": float(gain[gain.index.get_level_values("noise") == "boundary"].min()),
+            }
+    lines += [
+        "",
+        "| sets | cleanlab | ours | gain | worst setting (boundary aside) | worst boundary |",
+        "|---|---|---|---|---|---|",
+    ]
+    for title, verdict in verdicts.items():
+        lines.append(
+            f"| {title} ({verdict['settings']}) | {verdict['mean_cleanlab']:.3f} | {verdict['mean_ours']:.3f} | "
+            f"{verdict['gain']:+.3f} {'met' if verdict['gain_met'] else 'MISSED'} | {verdict['worst'][1]}, "
+            f"{verdict['worst'][0]} {verdict['worst'][2]:+.3f} {'met' if verdict['worst_met'] else 'MISSED'} | "
+            f"{verdict['worst_boundary']:+.3f} |"
+        )
+    lines += ["", *_flag_lines(frame)]
+    return "\n".join(lines) + "\n", verdicts
+
+
+def _flag_lines(frame: pd.DataFrame) -> list[str]:
+    """Flags on noisy and clean sets, rate error, coverage and seconds."""
+    lines = [
+        "| | precision | recall | F1 | rate error | interval covers | flagged where clean | seconds |",
+        "|---" * 8 + "|",
+    ]
+    noisy, clean = frame[frame["noise"] != "clean"], frame[frame["noise"] == "clean"]
+    for name in ("cleanlab", "alone", "evaluation"):
+        cells = [
+            noisy["raw"].map(lambda raw, k=key, m=name: raw[m][k]).mean()
+            for key in ("precision", "recall", "f1")
+        ]
+        key = "rate" if name == "cleanlab" else "estimate"
+        error = noisy["raw"].map(lambda raw, m=name, k=key: abs(raw[m][k] - raw["rate"])).mean()
+        covered = (
+            ""
+            if name == "cleanlab"
+            else f"{noisy['raw'].map(lambda raw, m=name: raw[m]['covered']).mean():.2f}"
+        )
+        seconds = (
+            ""
+            if name == "cleanlab"
+            else f"{frame['raw'].map(lambda raw, m=name: raw[m]['seconds']).median():.1f}"
+        )
+        piles = clean["raw"].map(lambda raw, m=name: raw[m]["flagged"])
+        pile = f"{piles.min():.0f}-{piles.max():.0f}" if len(piles) else ""
+        lines.append(
+            f"| {name} | "
+            + " | ".join(f"{c:.2f}" for c in cells)
+            + f" | {error:.3f} | {covered} | {pile} | {seconds} |"
+        )
+    return lines
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder with the data sets")
+    parser.add_argument("--quick", action="store_true", help="two sets, three noises, one seed")
+    parser.add_argument("--sets", nargs="+", choices=list(SETS), default=[*TUNED, *HELD_OUT, "youtubeweak"])
+    parser.add_argument("--noises", nargs="+", default=[*NOISES, "clean"])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "out")
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.sets, options.seeds = ["sst", "adult"], 1
+        options.noises = ["uniform 10 %", "20 % of class 0", "clean"]
+    warnings.simplefilter("ignore", ConvergenceWarning)
+    records = []
+    for name, noise, seed, (data, wrong, labels) in settings(
+        options.sets, options.noises, options.seeds, options.data
+    ):
+        raw = measure(data, wrong, seed, labels)
+        columns = {key: raw[key].get("ap", np.nan) for key in ("cleanlab", "alone", "evaluation")}
+        records.append({"set": name, "noise": noise, "seed": seed, **columns, "raw": raw})
+        print(
+            f"{name:12} {noise:16} {seed} AP "
+            + " ".join(f"{value:.3f}" for value in columns.values())
+            + f" | rate {raw['rate']:.3f} in [{raw['alone']['low']:.3f}, {raw['alone']['high']:.3f}]"
+            f" flagged {raw['alone']['flagged']} ({raw['cleanlab']['flagged']}) {raw['alone']['seconds']:.1f} s",
+            flush=True,
+        )
+    if not records:
+        raise SystemExit(
+            f"--data {options.data}: none of the sets is there; pass the folder that holds their files"
+        )
+    frame = pd.DataFrame(records)
+    text, verdicts = summarise(frame)
+    print(text)
+    options.output.mkdir(parents=True, exist_ok=True)
+    (options.output / "noise.md").write_text(text, encoding="utf-8")
+    report = {"bars": verdicts, "settings": frame.to_dict(orient="records")}
+    (options.output / "noise.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

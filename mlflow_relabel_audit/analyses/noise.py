@@ -1,0 +1,295 @@
+"""The noise audit: which training labels are probably wrong, and how many.
+
+Out-of-fold margins (`foldout`) say what the rest of the data thinks of a row; the label curve (`label_curve`)
+turns a margin and a given label into the probability that the label is wrong. How often a row appears in flip
+sets is shown beside it as evidence; it does not rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mlflow_relabel_audit.analyses.findings import Finding
+from mlflow_relabel_audit.analyses.foldout import FOLDS, FoldOut, fold_out, reweighted
+from mlflow_relabel_audit.analyses.label_curve import (
+    INTERVAL_POWER,
+    LabelCurve,
+    fit_label_curve,
+    weighted_quantile,
+)
+from mlflow_relabel_audit.curvature import StationaryPoint
+from mlflow_relabel_audit.curvature.stationary import sigmoid
+from mlflow_relabel_audit.errors import RequestError
+from mlflow_relabel_audit.problem import FloatArray, Problem
+from mlflow_relabel_audit.rows import Rows
+
+MIN_CLASS_ROWS = 2 * FOLDS
+NO_NOISE_RATE = 0.01
+SURE = 0.5
+SURE_SHARE = 0.05
+"""Rows to check are shown only where the sure ones hold this share of the expected number of wrong labels."""
+WIDE_POWER = 0.2
+"""Tempering of the interval where there are more features than rows, whose margins are noisier."""
+REWEIGH_ROWS = 5.0
+"""Rows per coordinate from which a second round with doubted labels weighed down pays."""
+
+
+@dataclass(frozen=True)
+class NoiseResult:
+    """What the noise audit found.
+
+    Attributes
+    ----------
+    scores : DataFrame
+        one row per training row, in their order: ``train_id``, ``label`` and ``suggested_label`` (the model's
+        own class values; the suggestion differs from the label for suspects only), ``score`` (probability, 0
+        to 1, that the label is wrong), ``probability_out_of_sample`` (of the positive class, by models that
+        did not see the row), ``flip_set_count`` (Int64, missing where no flip sets were given).
+    suspects : DataFrame
+        the flagged rows, highest score first, with ``level``: "sure" (more likely wrong than right) or
+        "check" (worth a look).
+    noise_rate : tuple of three floats
+        estimate, low, high: the share of wrong training labels with a 95 % interval.
+    summary : dict
+        ``noise_rate``, ``noise_rate_low``, ``noise_rate_high``, ``suspect_count``; finite values only.
+    findings : tuple of Finding
+    fold_out : FoldOut or None
+        the margins behind the scores; None where the audit does not apply.
+    curve : LabelCurve or None
+    """
+
+    scores: pd.DataFrame
+    suspects: pd.DataFrame
+    noise_rate: tuple[float, float, float]
+    summary: dict[str, float]
+    findings: tuple[Finding, ...]
+    fold_out: FoldOut | None = field(default=None, repr=False)
+    curve: LabelCurve | None = field(default=None, repr=False)
+
+
+def noise_audit(
+    problem: Problem,
+    rows: Rows,
+    point: StationaryPoint,
+    eval_features: Any = None,
+    eval_labels: FloatArray | None = None,
+    *,
+    row_ids: Any = None,
+    flip_counts: Any = None,
+    seed: int = 0,
+) -> NoiseResult:
+    """Score every training label, flag the suspects and estimate the share of wrong labels.
+
+    Parameters
+    ----------
+    problem, rows, point
+        the objective, the n training rows and the minimiser.
+    eval_features : ndarray or CSR array of shape (m, features), optional
+        transformed evaluation rows. Their labels are taken to be right: they pin down the clean curve, and so
+        the rates.
+    eval_labels : ndarray of shape (m,), optional
+        0 or 1.
+    row_ids : sequence of length n, optional
+        ``train_id``; positions by default.
+    flip_counts : sequence of length n, optional
+        in how many flip sets each row appears.
+    seed : int
+        of the deals into folds.
+
+    Raises
+    ------
+    RequestError
+        Evaluation features without labels or the reverse, or lengths that do not fit.
+    """
+    ids, counts = _row_columns(rows, row_ids, flip_counts)
+    smallest = int(min(rows.y.sum(), rows.n - rows.y.sum()))
+    if smallest < MIN_CLASS_ROWS:
+        message = (
+            f"noise: the rarer class has {smallest} training rows; five folds need at least {MIN_CLASS_ROWS}"
+        )
+        missing = np.full(rows.n, np.nan)
+        scores = _score_frame(problem, rows, ids, counts, missing, missing, np.zeros(rows.n, dtype=bool))
+        suspects = scores.iloc[:0].assign(level=pd.Series(dtype=object))
+        finding = Finding("N000", "info", message, applicable=False)
+        return NoiseResult(scores, suspects, (np.nan, np.nan, np.nan), {"suspect_count": 0.0}, (finding,))
+    clean_rows, clean_label = _evaluation(rows, eval_features, eval_labels)
+
+    out = fold_out(problem, rows, point, seed=seed)
+    curve = _curve(rows, out, clean_rows, clean_label)
+    wrong = curve.probability_wrong(out.margin, rows.y)
+    if rows.n >= REWEIGH_ROWS * rows.p:
+        out = reweighted(problem, rows, point, out, wrong, seed=seed)
+        curve = _curve(rows, out, clean_rows, clean_label)
+        wrong = curve.probability_wrong(out.margin, rows.y)
+    rate = noise_rate(curve, out.margin, rows.y)
+    sure, flagged = flag(wrong)
+
+    scores = _score_frame(problem, rows, ids, counts, wrong, sigmoid(out.margin), flagged)
+    against = np.where(rows.y > 0.5, -out.margin, out.margin)
+    order = np.lexsort((-against, -wrong))
+    order = order[flagged[order]]
+    suspects = scores.iloc[order].assign(level=np.where(sure[order], "sure", "check")).reset_index(drop=True)
+    summary = {
+        "noise_rate": rate[0],
+        "noise_rate_low": rate[1],
+        "noise_rate_high": rate[2],
+        "suspect_count": float(len(suspects)),
+    }
+    findings = _findings(problem, rows, out, curve, rate, wrong, sure, flagged, clean_label is not None)
+    return NoiseResult(scores, suspects, rate, summary, findings, out, curve)
+
+
+def noise_rate(curve: LabelCurve, margin: FloatArray, label: FloatArray) -> tuple[float, float, float]:
+    """Share of wrong labels: posterior mean, and the 2.5 % and 97.5 % quantiles under the tempered likelihood."""
+    share = curve.mean_wrong(margin, label)
+    known = np.isfinite(share)
+    estimate = float(curve.weight[known] @ share[known] / curve.weight[known].sum())
+    low, high = (weighted_quantile(share[known], curve.wide_weight[known], at) for at in (0.025, 0.975))
+    return estimate, min(low, estimate), max(high, estimate)
+
+
+def flag(wrong: FloatArray) -> tuple[Any, Any]:
+    """Which rows are sure, and which are flagged at all (sure, or worth a check); bool of shape (n,) each.
+
+    Rows to check are the top k with the greatest expected F1, ``2 sum_k / (k + total)``. Where hardly any row
+    is sure, the probabilities cannot tell which rows are wrong, and nothing else is flagged.
+    """
+    sure = wrong > SURE
+    flagged = sure.copy()
+    total = float(wrong.sum())
+    if sure.any() and wrong[sure].sum() >= SURE_SHARE * total:
+        order = np.argsort(-wrong, kind="stable")
+        reached = np.cumsum(wrong[order])
+        best = int(np.argmax(2.0 * reached / (np.arange(1, len(wrong) + 1) + total)))
+        flagged[order[: best + 1]] = True
+    return sure, flagged
+
+
+def _curve(rows: Rows, out: FoldOut, clean_rows: Rows | None, clean_label: FloatArray | None) -> LabelCurve:
+    clean_margin = None if clean_rows is None else clean_rows.margins(out.theta)
+    power = WIDE_POWER if rows.p > rows.n else INTERVAL_POWER
+    return fit_label_curve(out.margin, rows.y, clean_margin, clean_label, power)
+
+
+def _evaluation(rows: Rows, features: Any, labels: Any) -> tuple[Rows | None, FloatArray | None]:
+    if (features is None) != (labels is None):
+        have, miss = ("features", "labels") if labels is None else ("labels", "features")
+        raise RequestError(f"evaluation rows: got {have} without {miss}; pass both, or neither")
+    if features is None:
+        return None, None
+    label = np.asarray(labels, dtype=np.float64)
+    if features.shape[0] != len(label) or features.shape[1] != rows.features_in:
+        raise RequestError(
+            f"evaluation rows: got features of shape {features.shape} and {len(label)} labels; "
+            f"pass one label per row and {rows.features_in} features"
+        )
+    if not np.isin(label, (0.0, 1.0)).all():
+        raise RequestError("evaluation rows: labels other than 0 and 1; encode them with Problem.encode")
+    return Rows(features, label, np.ones(len(label)), intercept=rows.intercept), label
+
+
+def _row_columns(rows: Rows, row_ids: Any, flip_counts: Any) -> tuple[Any, pd.api.extensions.ExtensionArray]:
+    ids = np.arange(rows.n) if row_ids is None else row_ids
+    counts = [pd.NA] * rows.n if flip_counts is None else flip_counts
+    for name, values in (("row_ids", ids), ("flip_counts", counts)):
+        if len(values) != rows.n:
+            raise RequestError(
+                f"{name}: got {len(values)} values for {rows.n} training rows; pass one per row"
+            )
+    return ids, pd.array(counts, dtype="Int64")
+
+
+def _score_frame(
+    problem: Problem,
+    rows: Rows,
+    ids: Any,
+    counts: Any,
+    wrong: FloatArray,
+    probability: FloatArray,
+    flagged: Any,
+) -> pd.DataFrame:
+    positive = rows.y > 0.5
+    classes = pd.Series(problem.classes)
+    return pd.DataFrame(
+        {
+            "train_id": np.asarray(ids),
+            "label": classes.take(positive.astype(np.int64)).to_numpy(),
+            "suggested_label": classes.take((positive ^ flagged).astype(np.int64)).to_numpy(),
+            "score": wrong,
+            "probability_out_of_sample": probability,
+            "flip_set_count": counts,
+        }
+    )
+
+
+def _findings(
+    problem: Problem,
+    rows: Rows,
+    out: FoldOut,
+    curve: LabelCurve,
+    rate: tuple[float, float, float],
+    wrong: FloatArray,
+    sure: Any,
+    flagged: Any,
+    evaluated: bool,
+) -> tuple[Finding, ...]:
+    estimate, low, high = rate
+    spread = f"{estimate:.1%} of the labels (95 % interval {low:.1%} to {high:.1%})"
+    found: list[Finding] = []
+    if low < NO_NOISE_RATE:
+        found.append(Finding("N001", "info", f"Consistent with no label noise: the estimate is {spread}."))
+    else:
+        level = "critical" if low >= 0.1 else "warning"
+        found.append(Finding("N002", level, f"Label noise: an estimated {spread} are wrong."))
+    if low >= NO_NOISE_RATE and not (flagged & ~sure).any() and sure.sum() < SURE_SHARE * wrong.sum():
+        found.append(
+            Finding(
+                "N003",
+                "info",
+                "Which labels are wrong is not identified: hardly any is more likely wrong than right.",
+            )
+        )
+    dirtier = float(curve.weight @ (curve.rate0 > curve.rate1))
+    if low >= NO_NOISE_RATE and max(dirtier, 1.0 - dirtier) > 0.95:
+        rates = float(curve.weight @ curve.rate0), float(curve.weight @ curve.rate1)
+        worse = int(dirtier > 0.5)
+        given, other = problem.classes[worse], problem.classes[1 - worse]
+        found.append(
+            Finding(
+                "N004",
+                "warning",
+                f"The errors lean one way: {rates[1 - worse]:.1%} of the true {other!s} are labelled {given!s}, "
+                f"{rates[worse]:.1%} of the true {given!s} are labelled {other!s}.",
+            )
+        )
+    if not evaluated:
+        found.append(
+            Finding(
+                "N005",
+                "info",
+                "The rate is read off the training labels alone; labelled evaluation rows would narrow it.",
+                applicable=False,
+            )
+        )
+    if rows.p > rows.n:
+        found.append(
+            Finding(
+                "N006",
+                "info",
+                f"More features ({rows.p}) than rows ({rows.n}): the rate tends to come out too high, by about 5 points.",
+            )
+        )
+    if out.multiplier <= 0.1 and (problem.penalty > 0).any():
+        found.append(
+            Finding(
+                "N007",
+                "info",
+                f"Held-out labels are predicted best at {out.multiplier:.2g} times the model's C: "
+                "the model follows its labels, right or wrong, more closely than they deserve.",
+            )
+        )
+    return tuple(found)

@@ -1,0 +1,277 @@
+"""How many training labels, and which, flip each prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from mlflow_relabel_audit.curvature import StationaryPoint
+from mlflow_relabel_audit.curvature.stationary import sigmoid
+from mlflow_relabel_audit.errors import RequestError
+from mlflow_relabel_audit.flips.adaptive import shrink
+from mlflow_relabel_audit.flips.certificate import Certificate
+from mlflow_relabel_audit.flips.order import EstimateBlock, estimate, response_error
+from mlflow_relabel_audit.flips.relabelling import RelabelEffect
+from mlflow_relabel_audit.flips.search import UNVERIFIED, VERIFIED, FlipSet, SearchCost, VerifiedSearch
+from mlflow_relabel_audit.problem import FloatArray, IntArray, Problem
+from mlflow_relabel_audit.rows import Rows
+
+Progress = Callable[[int, int, str], None]
+Search = Literal["prefix", "adaptive"]
+
+FRAGILE_FRACTION = 0.02
+CONFIDENT_PROBABILITY = 0.9
+CONFIDENT_FRAGILE_FRACTION = 0.01
+
+
+@dataclass(frozen=True)
+class RobustnessResult:
+    """The flip sets of T predictions.
+
+    Attributes
+    ----------
+    predictions : DataFrame
+        a row per prediction: row_id, label, predicted, probability (of the positive class), margin, k_paper,
+        k_estimate, k, k_lower (Int64, missing where there is none), fraction (k / n), status, correct.
+    flip_sets : DataFrame
+        a row per label of a flip set: row_id, rank (from 1), train_id, train_label, new_label, influence (signed
+        first-order move of the margin). Without verification the sets are those of ``k_estimate``.
+    summary : dict
+        the metrics; those that nothing defines are absent.
+    cost : SearchCost
+        what the verified search spent.
+    stopped : bool
+        whether the time allowed ran out before the last prediction.
+    """
+
+    predictions: pd.DataFrame
+    flip_sets: pd.DataFrame
+    summary: dict[str, float]
+    cost: SearchCost = field(default_factory=lambda: SearchCost(0.0, 0, 0))
+    stopped: bool = False
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """All that the analyses ask of a fitted model and its training rows."""
+
+    problem: Problem
+    rows: Rows
+    point: StationaryPoint
+    effect: RelabelEffect
+    row_norms: FloatArray = field(repr=False)
+    train_ids: Any = field(repr=False)
+    certificate: Certificate | None = field(default=None, repr=False)
+
+
+def robustness(
+    fitted: Fitted,
+    evaluation: Rows,
+    labels: FloatArray | None = None,
+    *,
+    row_ids: Any = None,
+    verify: bool = True,
+    search: Search = "prefix",
+    progress: Progress | None = None,
+    deadline: Callable[[], bool] | None = None,
+) -> RobustnessResult:
+    """Find the flip set of every evaluation row.
+
+    Parameters
+    ----------
+    fitted : Fitted
+        with a certificate where lower bounds are wanted.
+    evaluation : Rows
+        T rows, transformed as the training rows are.
+    labels : ndarray of shape (T,), optional
+        0.0 or 1.0, NaN where unknown.
+    row_ids : sequence of length T, optional
+        positions by default.
+    verify : bool
+        refit; otherwise every status is ``unverified`` and k is missing.
+    search : {"prefix", "adaptive"}
+        prefixes of the influence order at the fitted point, or try also to shrink them by ranking again at the
+        refit.
+    progress : callable, optional
+        ``progress(done, total, stage)``.
+    deadline : callable, optional
+        returns True once the time allowed is over; the search then stops between blocks.
+
+    Raises
+    ------
+    RequestError
+        Shapes or ids do not fit, or ``search`` is unknown.
+    """
+    if search not in ("prefix", "adaptive"):
+        raise RequestError(f"search: got {search!r}; pass 'prefix' or 'adaptive'")
+    if evaluation.p != fitted.rows.p:
+        raise RequestError(
+            f"evaluation rows: got {evaluation.features_in} features; the model takes {fitted.rows.features_in}"
+        )
+    ids = np.arange(evaluation.n) if row_ids is None else np.asarray(row_ids)
+    if len(ids) != evaluation.n:
+        raise RequestError(f"evaluation rows: got {len(ids)} row ids for {evaluation.n} rows; pass one per row")
+    truth = np.full(evaluation.n, np.nan) if labels is None else np.asarray(labels, dtype=np.float64)
+    if len(truth) != evaluation.n:
+        raise RequestError(f"evaluation rows: got {len(truth)} labels for {evaluation.n} rows; pass one per row")
+    problem, rows, point = fitted.problem, fitted.rows, fitted.point
+    searcher = VerifiedSearch(problem, rows, point, fitted.effect, fitted.row_norms)
+    square_norms = rows.square_norms()
+    predictions: list[pd.DataFrame] = []
+    flip_sets: list[pd.DataFrame] = []
+    done = 0
+
+    def report(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress(done, evaluation.n, "flip sets")
+
+    stopped = False
+    for block in estimate(rows, point, fitted.effect, evaluation, problem.cut):
+        if deadline is not None and deadline():
+            stopped = True
+            break
+        span = slice(block.start, block.stop)
+        if verify:
+            found = searcher.run(block, keep_theta=search == "adaptive", progress=report)
+            if search == "adaptive":
+                found = shrink(searcher, fitted.effect, block, found)
+        else:
+            found = [_unverified(order.index, order.influence, order.k_estimate) for order in block.orders]
+            report(len(found))
+        lower = np.ones(len(found), dtype=np.int64)
+        if fitted.certificate is not None:
+            lower = fitted.certificate.lower_bounds(
+                block.margin, block.response, response_error(rows, block.direction, square_norms)
+            )
+        predictions.append(_prediction_frame(fitted, block, found, lower, ids[span], truth[span], verify))
+        flip_sets.append(_flip_frame(fitted, block, found, ids[span]))
+    table = pd.concat(predictions, ignore_index=True) if predictions else _empty_predictions(fitted, ids, truth)
+    sets = pd.concat(flip_sets, ignore_index=True) if flip_sets else _empty_flip_sets(fitted, ids)
+    return RobustnessResult(table, sets, summarise(table), searcher.cost, stopped)
+
+
+def summarise(predictions: pd.DataFrame) -> dict[str, float]:
+    """Metrics of a predictions table; those that no prediction defines are absent."""
+    if predictions.empty:
+        return {}
+    total = len(predictions)
+    k = predictions["k"].dropna().to_numpy(dtype=np.float64)
+    fraction = predictions["fraction"].to_numpy(dtype=np.float64)
+    probability = predictions["probability"].to_numpy(dtype=np.float64)
+    status = predictions["status"]
+    metrics: dict[str, float] = {}
+    if len(k):
+        known = fraction[np.isfinite(fraction)]
+        metrics |= {
+            "k_median": float(np.median(k)),
+            "k_mean": float(k.mean()),
+            "k_p10": float(np.quantile(k, 0.1)),
+            "k_p90": float(np.quantile(k, 0.9)),
+            "fraction_median": float(np.median(known)),
+            "below_2pct_share": float(np.nansum(fraction < FRAGILE_FRACTION) / total),
+            "confident_fragile_share": float(
+                np.sum(
+                    (np.maximum(probability, 1.0 - probability) > CONFIDENT_PROBABILITY)
+                    & (fraction < CONFIDENT_FRAGILE_FRACTION)
+                )
+                / total
+            ),
+        }
+    if (status != UNVERIFIED).any():
+        metrics["flippable_share"] = float((status == VERIFIED).mean())
+    metrics["verified_share"] = float((status != UNVERIFIED).mean())
+    lower = predictions["k_lower"].dropna().to_numpy(dtype=np.float64)
+    if len(lower):
+        metrics["k_lower_median"] = float(np.median(lower))
+    correct = predictions["correct"].dropna()
+    if len(correct):
+        metrics["accuracy"] = float(correct.astype(float).mean())
+    return metrics
+
+
+def _unverified(index: IntArray, influence: FloatArray, k: int) -> FlipSet:
+    return FlipSet(index[:k], influence[:k], UNVERIFIED, np.nan)
+
+
+def _counts(values: Any) -> pd.api.extensions.ExtensionArray:
+    """Nullable counts, 0 meaning there is none."""
+    whole = np.asarray(values, dtype=np.int64)
+    return pd.arrays.IntegerArray(whole, whole == 0)
+
+
+def _classes(problem: Problem, positive: Any) -> Any:
+    """Class labels for 0/1 values; missing where NaN."""
+    values = np.asarray(positive, dtype=np.float64)
+    known = ~np.isnan(values)
+    labels = np.asarray(problem.classes)[np.where(known, values, 0.0).astype(np.intp)]
+    if known.all():
+        return labels
+    series = pd.Series(labels).convert_dtypes()
+    return series.where(known).array
+
+
+def _prediction_frame(
+    fitted: Fitted,
+    block: EstimateBlock,
+    found: list[FlipSet],
+    lower: IntArray,
+    ids: Any,
+    truth: FloatArray,
+    verify: bool,
+) -> pd.DataFrame:
+    problem, n = fitted.problem, fitted.rows.n
+    positive = block.margin > 0
+    size = np.array([item.k if item.status == VERIFIED else 0 for item in found], dtype=np.int64)
+    k = _counts(size)
+    correct = pd.arrays.BooleanArray(positive == (truth > 0.5), np.isnan(truth))
+    return pd.DataFrame(
+        {
+            "row_id": ids,
+            "label": _classes(problem, truth),
+            "predicted": _classes(problem, positive),
+            "probability": sigmoid(block.margin + problem.cut),
+            "margin": block.margin,
+            "k_paper": _counts([order.k_paper for order in block.orders]),
+            "k_estimate": _counts([order.k_estimate for order in block.orders]),
+            "k": k,
+            "k_lower": pd.arrays.IntegerArray(lower.astype(np.int64), np.full(len(lower), fitted.certificate is None)),
+            "fraction": np.where(size > 0, size / n, np.nan),
+            "status": [item.status for item in found],
+            "correct": correct,
+        }
+    )
+
+
+def _flip_frame(fitted: Fitted, block: EstimateBlock, found: list[FlipSet], ids: Any) -> pd.DataFrame:
+    sizes = np.array([item.k for item in found], dtype=np.int64)
+    index = np.concatenate([item.index for item in found]).astype(np.intp) if len(found) else np.zeros(0, dtype=np.intp)
+    influence = np.concatenate([item.influence for item in found])
+    y = fitted.rows.y[index]
+    ranks = np.arange(len(index)) - np.repeat(np.cumsum(sizes) - sizes, sizes) + 1
+    return pd.DataFrame(
+        {
+            "row_id": np.repeat(np.asarray(ids), sizes),
+            "rank": ranks,
+            "train_id": np.asarray(fitted.train_ids)[index],
+            "train_label": _classes(fitted.problem, y),
+            "new_label": _classes(fitted.problem, 1.0 - y),
+            "influence": influence * np.repeat(block.toward, sizes),
+        }
+    )
+
+
+def _empty_predictions(fitted: Fitted, ids: Any, truth: FloatArray) -> pd.DataFrame:
+    nothing = np.zeros((fitted.rows.p, 0))
+    block = EstimateBlock(0, 0, nothing, np.zeros(0), nothing, np.zeros((0, fitted.rows.n)), np.zeros(0), [])
+    return _prediction_frame(fitted, block, [], np.zeros(0, dtype=np.int64), ids[:0], truth[:0], False)
+
+
+def _empty_flip_sets(fitted: Fitted, ids: Any) -> pd.DataFrame:
+    columns = ["row_id", "rank", "train_id", "train_label", "new_label", "influence"]
+    return pd.DataFrame({name: [] for name in columns})

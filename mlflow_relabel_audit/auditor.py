@@ -1,0 +1,443 @@
+"""The audit of one fitted classifier, on arrays, frames and sparse matrices, without a server."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import warnings
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from mlflow_relabel_audit.analyses.bias import BiasResult, bias_audit
+from mlflow_relabel_audit.analyses.contest import ContestResult, contest
+from mlflow_relabel_audit.analyses.noise import NoiseResult, noise_audit
+from mlflow_relabel_audit.analyses.robustness import (
+    Fitted,
+    Progress,
+    RobustnessResult,
+    Search,
+    robustness,
+)
+from mlflow_relabel_audit.curvature import (
+    Curvature,
+    Stationarity,
+    StationaryPoint,
+    find_stationary_point,
+    load_hessian,
+    save_hessian,
+)
+from mlflow_relabel_audit.errors import RequestError, StaleCurvatureError
+from mlflow_relabel_audit.flips.certificate import Certificate
+from mlflow_relabel_audit.flips.rankings import Ranking, rank
+from mlflow_relabel_audit.flips.relabelling import RelabelEffect
+from mlflow_relabel_audit.flips.removal import removal_frame, removal_sets
+from mlflow_relabel_audit.flips.search import FlipSet
+from mlflow_relabel_audit.problem import FloatArray, as_matrix, read_problem, supervised_steps, unwrap
+from mlflow_relabel_audit.rows import Rows
+
+PACKAGE = "mlflow-relabel-audit"
+
+
+class Auditor:
+    """Which training labels, relabelled before training, would flip a prediction?
+
+    Parameters
+    ----------
+    estimator : LogisticRegression, LogisticRegressionCV or Pipeline
+        fitted; l2 penalty (any solver) or none with full rank; a Pipeline has to end in one of the two.
+    X_train : array, frame, series or CSR matrix of n rows
+        what the estimator's fit took.
+    y_train : array-like of shape (n,)
+        the labels it was fitted on, as they were given to fit.
+    sample_weight : array-like of shape (n,), optional
+        the weights given to fit.
+    threshold : float
+        probability above which a row is predicted to be of ``classes_[1]``.
+    row_ids : sequence of length n, optional
+        names of the training rows in every table; positions by default.
+    curvature : {"primal", "dual", "cg"}, optional
+        force a form of the Hessian; the cheapest is chosen by default.
+    hessian : Path, optional
+        a folder with ``hessian.npz`` and ``hessian.json`` of an earlier audit of the same model and data; used
+        where its fingerprint fits, else computed again (with a warning).
+
+    Raises
+    ------
+    UnsupportedModelError
+        The estimator's objective is not one this audit covers; the message says what to do.
+    RequestError
+        Rows, labels, weights or ids do not fit one another, or hold NaN.
+    DataMismatchError
+        The rows are not those the model was trained on (see `stationarity`).
+    SingularHessianError
+        The Hessian cannot be inverted.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_breast_cancer
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from sklearn.pipeline import make_pipeline
+    >>> from sklearn.preprocessing import StandardScaler
+    >>> X, y = load_breast_cancer(return_X_y=True)
+    >>> model = make_pipeline(StandardScaler(), LogisticRegression()).fit(X[:400], y[:400])
+    >>> result = Auditor(model, X[:400], y[:400]).robustness(X[400:], y[400:])
+    >>> bool((result.predictions["status"] == "verified").all())
+    True
+    """
+
+    def __init__(
+        self,
+        estimator: Any,
+        X_train: Any,
+        y_train: Any,
+        sample_weight: Any = None,
+        threshold: float = 0.5,
+        row_ids: Any = None,
+        *,
+        curvature: str | None = None,
+        hessian: Path | None = None,
+    ) -> None:
+        self.problem = read_problem(estimator, threshold=threshold)
+        _, self._transformer = unwrap(estimator)
+        if self._transformer is not None and (steps := supervised_steps(self._transformer)):
+            warnings.warn(
+                f"steps fitted on the labels are taken as they are: {', '.join(steps)}; relabelling would change "
+                "their output too, which this audit does not follow",
+                UserWarning,
+                stacklevel=2,
+            )
+        self.rows = self._training_rows(X_train, y_train, sample_weight)
+        self.row_ids = _ids(row_ids, self.rows.n, "training rows")
+        self.hessian_cached = False
+        self.point = self._stationary_point(curvature, hessian)
+
+    # -- what was fitted -------------------------------------------------------------------------------------
+
+    @property
+    def curvature(self) -> Curvature:
+        """The factored Hessian."""
+        return self.point.curvature
+
+    @property
+    def stationarity(self) -> Stationarity:
+        """How nearly the logged coefficients minimise the objective on these rows."""
+        return self.point.stationarity
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the model's coefficients and objective, the training rows, and the package version."""
+        digest = hashlib.sha256(f"{PACKAGE} {version(PACKAGE)}".encode())
+        problem, rows = self.problem, self.rows
+        digest.update(repr((problem.classes, problem.class_weight, rows.intercept, rows.n, rows.p)).encode())
+        parts = [problem.theta, problem.penalty, rows.y, rows.base_weight]
+        features = rows.features
+        parts += [features.data, features.indices, features.indptr] if rows.sparse else [features]
+        for part in parts:
+            digest.update(str(part.dtype).encode())
+            digest.update(np.ascontiguousarray(part).data)
+        return digest.hexdigest()
+
+    def save_hessian(self, directory: Path) -> list[Path]:
+        """Write ``hessian.npz`` and ``hessian.json`` into an existing folder; returns their paths."""
+        return save_hessian(self.point, directory, self.fingerprint)
+
+    @functools.cached_property
+    def fitted(self) -> Fitted:
+        """What the analyses ask of the fitted model."""
+        effect = RelabelEffect.at(self.problem, self.rows, self.point)
+        norms = self.curvature.row_norms(self.rows)
+        return Fitted(self.problem, self.rows, self.point, effect, norms, self.row_ids)
+
+    @functools.cached_property
+    def certified(self) -> Fitted:
+        """`fitted`, with the certificate prepared."""
+        fitted = self.fitted
+        certificate = Certificate.prepare(self.problem, self.rows, self.point, row_norms=fitted.row_norms)
+        return Fitted(
+            fitted.problem, fitted.rows, fitted.point, fitted.effect, fitted.row_norms, fitted.train_ids, certificate
+        )
+
+    # -- the analyses ----------------------------------------------------------------------------------------
+
+    def robustness(
+        self,
+        X_eval: Any,
+        y_eval: Any = None,
+        verify: bool = True,
+        search: Search = "prefix",
+        certify: bool = True,
+        row_ids: Any = None,
+        progress: Progress | None = None,
+        deadline: Callable[[], bool] | None = None,
+    ) -> RobustnessResult:
+        """Find the smallest set of training labels that flips each prediction.
+
+        Parameters
+        ----------
+        X_eval : array, frame, series or CSR matrix of T rows
+            as the estimator's predict takes them.
+        y_eval : array-like of shape (T,), optional
+            their true labels, for the columns ``label`` and ``correct``.
+        verify : bool
+            prove by refits that k labels flip the prediction and k - 1 of the same order do not.
+        search : {"prefix", "adaptive"}
+            ``"adaptive"`` tries to shrink each set by ranking again at its refit; never larger.
+        certify : bool
+            bound k from below (``k_lower``).
+        row_ids : sequence of length T, optional
+            positions by default.
+        progress : callable, optional
+            ``progress(done, total, stage)``.
+        deadline : callable, optional
+            returns True once the time allowed is over.
+
+        Returns
+        -------
+        RobustnessResult
+        """
+        evaluation = self.evaluation_rows(X_eval)
+        labels = None if y_eval is None else self._evaluation_labels(y_eval, evaluation.n)
+        return robustness(
+            self.certified if certify else self.fitted,
+            evaluation,
+            labels,
+            row_ids=_ids(row_ids, evaluation.n, "evaluation rows"),
+            verify=verify,
+            search=search,
+            progress=progress,
+            deadline=deadline,
+        )
+
+    def contest(self, x: Any, removal: bool = True, *, row_id: Any = 0, label: Any = None) -> ContestResult:
+        """Lay out one decision: the labels it rests on, what each moves, and removal beside relabelling.
+
+        Parameters
+        ----------
+        x : one row, as the estimator's predict takes it
+            a 1-d array of features, or any table of one row.
+        removal : bool
+            also find training rows whose removal flips the decision.
+        row_id, label : optional
+            the row's name and its true label.
+
+        Returns
+        -------
+        ContestResult
+        """
+        evaluation = self.evaluation_rows(self._one_row(x))
+        if evaluation.n != 1:
+            raise RequestError(f"contest: got {evaluation.n} rows; pass one")
+        truth = None if label is None else self.problem.encode(np.asarray([label]))
+        found = robustness(self.certified, evaluation, truth)
+        row = found.predictions.iloc[0]
+        position = pd.Series(np.arange(self.rows.n), index=pd.Index(self.row_ids))
+        index = position.loc[found.flip_sets["train_id"]].to_numpy(dtype=np.intp)
+        flip = FlipSet(index, found.flip_sets["influence"].to_numpy(), str(row["status"]), np.nan)
+        return contest(
+            self.problem,
+            self.rows,
+            self.point,
+            self._dense(evaluation)[0],
+            flip=flip,
+            k_lower=row["k_lower"],
+            k_paper=row["k_paper"],
+            k_estimate=row["k_estimate"],
+            row_id=row_id,
+            label=label,
+            train_ids=self.row_ids,
+            row_norms=self.fitted.row_norms,
+            removal=removal,
+        )
+
+    def rank(self, x: Any, method: str = "ip-relabel", *, seed: int = 0) -> Ranking:
+        """Rank the training rows for one prediction; see `flips.rankings.rank` for the methods."""
+        evaluation = self.evaluation_rows(self._one_row(x))
+        return rank(
+            self.problem, self.rows, self.point, self._dense(evaluation)[0], method=method, seed=seed,
+            norms=self.fitted.row_norms,
+        )  # fmt: skip
+
+    def removal(self, X_eval: Any, algorithm: int = 1, *, verify: bool = True, row_ids: Any = None) -> pd.DataFrame:
+        """Training rows whose removal flips each prediction, by Algorithm 1 or 2 of Yang, Jain and Wallace (2023)."""
+        evaluation = self.evaluation_rows(X_eval)
+        sets = removal_sets(self.problem, self.rows, self.point, evaluation, algorithm=algorithm, verify=verify)
+        return removal_frame(
+            sets, self.problem, row_ids=_ids(row_ids, evaluation.n, "evaluation rows"), train_ids=self.row_ids
+        )
+
+    def noise(self, X_eval: Any = None, y_eval: Any = None, *, flip_sets: pd.DataFrame | None = None) -> NoiseResult:
+        """Which training labels are probably wrong, and how many.
+
+        Parameters
+        ----------
+        X_eval, y_eval : optional
+            evaluation rows whose labels are taken to be right; they pin the rates down.
+        flip_sets : DataFrame, optional
+            of `robustness`, for the column ``flip_set_count``.
+
+        Returns
+        -------
+        NoiseResult
+        """
+        features = labels = None
+        if X_eval is not None and y_eval is not None:
+            evaluation = self.evaluation_rows(X_eval)
+            features, labels = evaluation.features, self.problem.encode(y_eval)
+        counts = None
+        if flip_sets is not None:
+            counts = flip_sets["train_id"].value_counts().reindex(pd.Index(self.row_ids), fill_value=0).to_numpy()
+        return noise_audit(
+            self.problem, self.rows, self.point, features, labels, row_ids=self.row_ids, flip_counts=counts
+        )
+
+    def bias(
+        self,
+        groups_train: Any,
+        X_eval: Any,
+        y_eval: Any,
+        groups_eval: Any = None,
+        *,
+        result: RobustnessResult | None = None,
+        **options: Any,
+    ) -> BiasResult:
+        """Whose labels drive whose errors.
+
+        Parameters
+        ----------
+        groups_train : DataFrame, series or array of n rows
+            group attributes of the training rows.
+        X_eval, y_eval : T rows and their labels
+        groups_eval : as ``groups_train``, T rows, optional
+        result : RobustnessResult, optional
+            of the same evaluation rows, where it is at hand.
+        options
+            of `analyses.bias.bias_audit`.
+
+        Returns
+        -------
+        BiasResult
+        """
+        result = result or self.robustness(X_eval, y_eval, certify=False)
+        return bias_audit(
+            result.predictions,
+            result.flip_sets,
+            _groups(groups_train, self.row_ids, "training rows"),
+            None if groups_eval is None else _groups(groups_eval, result.predictions["row_id"], "evaluation rows"),
+            train_labels=np.asarray(self.problem.classes)[self.rows.y.astype(np.intp)],
+            **options,
+        )
+
+    # -- rows ------------------------------------------------------------------------------------------------
+
+    def evaluation_rows(self, X: Any) -> Rows:
+        """Rows to predict, through the transformer steps; labels unknown."""
+        if np.shape(X)[:1] == (0,):  # transformers refuse a table without rows
+            return Rows(np.zeros((0, self.rows.features_in)), np.zeros(0), np.zeros(0), intercept=self.problem.intercept)
+        features = self._transform(X)
+        if features.shape[1] != self.rows.features_in:
+            raise RequestError(
+                f"evaluation rows: got {features.shape[1]} features; the model takes {self.rows.features_in}"
+            )
+        count = features.shape[0]
+        return Rows(features, np.full(count, np.nan), np.ones(count), intercept=self.problem.intercept)
+
+    def _transform(self, X: Any) -> Any:
+        if self._transformer is None:
+            return as_matrix(X)
+        try:
+            return as_matrix(self._transformer.transform(X))
+        except RequestError:
+            raise
+        except Exception as error:
+            detail = " ".join(str(error).split())
+            raise RequestError(
+                f"features: the model's preprocessing refused them ({detail}); pass rows as its fit took them"
+            ) from error
+
+    def _training_rows(self, X: Any, y: Any, sample_weight: Any) -> Rows:
+        features = self._transform(X)
+        labels = self.problem.encode(y)
+        n = features.shape[0]
+        expected = len(self.problem.theta) - int(self.problem.intercept)
+        if features.shape[1] != expected:
+            raise RequestError(f"training rows: got {features.shape[1]} features; the model has {expected} coefficients")
+        if len(labels) != n:
+            raise RequestError(f"training rows: got {len(labels)} labels for {n} rows; pass one per row")
+        if len(np.unique(labels)) < 2:
+            raise RequestError(
+                f"training rows: got {n} labels of one class; pass the rows the model was trained on, both classes"
+            )
+        weight = np.ones(n) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
+        if weight.shape != (n,):
+            raise RequestError(f"sample weights: got shape {weight.shape} for {n} rows; pass one per row")
+        if not np.all(np.isfinite(weight)) or np.any(weight < 0) or not np.any(weight > 0):
+            raise RequestError("sample weights: got negative, infinite, missing or only zero ones; pass those given to fit")
+        return Rows(features, labels, weight, intercept=self.problem.intercept)
+
+    def _stationary_point(self, kind: str | None, hessian: Path | None) -> StationaryPoint:
+        if hessian is not None:
+            try:
+                stored = load_hessian(Path(hessian), self.fingerprint, self.problem, self.rows)
+            except StaleCurvatureError as error:
+                warnings.warn(str(error), UserWarning, stacklevel=3)
+            else:
+                if stored is not None:
+                    point = find_stationary_point(self.problem, self.rows, start=stored[0], curvature=stored[1])
+                    self.hessian_cached = point.curvature is stored[1]
+                    return point
+        return find_stationary_point(self.problem, self.rows, kind=kind)
+
+    def _evaluation_labels(self, y: Any, count: int) -> FloatArray:
+        values = pd.Series(y).reset_index(drop=True)
+        if len(values) != count:
+            raise RequestError(f"evaluation rows: got {len(values)} labels for {count} rows; pass one per row")
+        out = np.full(count, np.nan)
+        known = values.notna().to_numpy()
+        if known.any():
+            out[known] = self.problem.encode(np.asarray(values[known].tolist()))
+        return out
+
+    def _one_row(self, x: Any) -> Any:
+        if isinstance(x, pd.Series) and self._transformer is not None and x.name is not None and len(x) > 1:
+            return x.to_frame().T.infer_objects()
+        if isinstance(x, str):
+            return [x]
+        if not sp.issparse(x) and not isinstance(x, pd.DataFrame) and np.ndim(x) == 1 and np.size(x) > 1:
+            return np.asarray(x)[None, :]
+        return x
+
+    @staticmethod
+    def _dense(rows: Rows) -> FloatArray:
+        taken = rows.take(np.arange(rows.n))
+        return np.asarray(taken.toarray() if rows.sparse else taken)
+
+
+def _ids(ids: Any, count: int, what: str) -> Any:
+    if ids is None:
+        return np.arange(count)
+    values = np.asarray(ids)
+    if values.shape != (count,):
+        raise RequestError(f"{what}: got {values.size} row ids for {count} rows; pass one per row")
+    if len(pd.unique(pd.Series(values))) != count:
+        raise RequestError(f"{what}: row ids repeat; pass ids that name each row once")
+    return values
+
+
+def _groups(groups: Any, ids: Any, what: str) -> pd.DataFrame:
+    if isinstance(groups, pd.DataFrame):
+        frame = groups
+    elif isinstance(groups, pd.Series):
+        frame = groups.to_frame(groups.name if groups.name is not None else "group")
+    else:
+        values = np.asarray(groups)
+        names = ["group"] if values.ndim == 1 else [f"group_{j}" for j in range(values.shape[1])]
+        frame = pd.DataFrame(values.reshape(len(values), -1), columns=names)
+    if len(frame) != len(ids):
+        raise RequestError(f"groups: got {len(frame)} values for {len(ids)} {what}; pass one per row")
+    return frame.set_axis(pd.Index(np.asarray(ids)), axis=0)

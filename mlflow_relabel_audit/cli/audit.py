@@ -1,0 +1,102 @@
+"""``mlflow-relabel audit``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mlflow_relabel_audit.cli.console import progress_bar
+from mlflow_relabel_audit.cli.options import (
+    chosen_model,
+    data_options,
+    keeps_something,
+    model_options,
+    output_options,
+)
+
+if TYPE_CHECKING:
+    from mlflow_relabel_audit.audit import AuditResult
+
+
+@click.command("audit")
+@model_options
+@data_options
+@click.option(
+    "--group", "groups", metavar="COL", multiple=True, help="Column of groups to compare; repeatable."
+)
+@click.option(
+    "--threshold",
+    metavar="T",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Probability from which the second class is predicted.  [default: 0.5]",
+)
+@click.option("--noise-curve", is_flag=True, help="Also inject label noise and follow k and accuracy.")
+@click.option(
+    "--max-predictions", metavar="N", type=click.IntRange(min=1), help="Audit the first N rows only."
+)
+@click.option(
+    "--search",
+    type=click.Choice(["prefix", "adaptive"]),
+    default="prefix",
+    show_default=True,
+    help="prefix: shortest prefix of the influence order that flips; adaptive: then try to shrink it.",
+)
+@click.option("--no-verify", is_flag=True, help="Leave k at its estimate; nothing is refitted.")
+@output_options
+def command(
+    run_id: str | None,
+    model_uri: str | None,
+    tracking_uri: str | None,
+    output_dir: str | None,
+    no_log: bool,
+    no_verify: bool,
+    **options: Any,
+) -> None:
+    r"""Count the labels each prediction rests on, and log the reports to the run.
+
+    The training data must be the rows the model was fitted on; that is checked. A second audit of the same
+    model and data reuses the stored Hessian.
+
+    \b
+    mlflow-relabel audit --run-id ID --train-data train.parquet --target label --eval-data test.parquet
+    """
+    run_id, model_uri = chosen_model(run_id, model_uri)
+    keeps_something(output_dir, no_log)
+    show_tracking_uri(tracking_uri)
+
+    from mlflow_relabel_audit.audit import audit
+
+    with progress_bar() as progress:
+        result = audit(
+            run_id,
+            model_uri,
+            verify=not no_verify,
+            output_dir=output_dir,
+            log=not no_log,
+            tracking_uri=tracking_uri,
+            progress=progress,
+            **options,
+        )
+    show(result)
+
+
+def show_tracking_uri(tracking_uri: str | None) -> None:
+    """Print where MLflow is looked for, before anything fails there: a wrong directory is an empty store."""
+    from mlflow_relabel_audit.tracking import Store
+
+    click.echo(f"Tracking URI  {Store.connect(tracking_uri).shown_uri}")
+
+
+def show(result: AuditResult) -> None:
+    """Print an audit's outcome."""
+    from mlflow_relabel_audit.cli import tables
+
+    click.echo(tables.pairs({"Run": result.run_id, "Model": result.model_uri}))
+    for message in result.messages:
+        click.echo(message)
+    click.echo(f"\n{len(result.predictions):,} predictions audited")
+    click.echo(tables.metrics(result.summary))
+    if found := tables.fragile(result.predictions):
+        click.echo(f"\nMost fragile predictions\n{found}")
+    click.echo(f"\nReport  {result.report_location}")

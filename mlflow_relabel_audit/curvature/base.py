@@ -1,0 +1,64 @@
+"""What every form of the curvature can do."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Protocol
+
+import numpy as np
+
+from mlflow_relabel_audit.errors import SingularHessianError
+from mlflow_relabel_audit.problem import FloatArray
+from mlflow_relabel_audit.rows import Rows
+
+MAX_CONDITION = 1e14
+"""Reciprocal of the smallest relative pivot that float64 still tells from zero."""
+
+
+class Curvature(Protocol):
+    """The Hessian ``H = X' diag(d) X + R``, ready to be solved with.
+
+    Attributes
+    ----------
+    kind : str
+        ``"primal"``, ``"dual"`` or ``"cg"``.
+    condition : float
+        estimate of H's condition number (1-norm for primal; of the factored matrix for dual; of the
+        preconditioned H for cg).
+    p : int
+        order of H.
+    """
+
+    kind: ClassVar[str]
+    condition: float
+    p: int
+
+    def solve(self, right: FloatArray) -> FloatArray:
+        """``H^-1 right`` in float64, shape (p,) or (p, B)."""
+        ...
+
+    def row_norms(self, rows: Rows) -> FloatArray:
+        """``h_i = ||x_i||_{H^-1}`` of every row, or an upper bound of it (cg), shape (n,)."""
+        ...
+
+    def arrays(self) -> dict[str, FloatArray]:
+        """What has to be stored to restore this curvature (see `storage`)."""
+        ...
+
+
+def singular(detail: str) -> SingularHessianError:
+    """Build the error for a Hessian that cannot be inverted."""
+    return SingularHessianError(
+        f"Hessian: singular ({detail}), so a label's influence is not defined; remove constant or duplicated "
+        "columns, or fit with an l2 penalty (a finite C)"
+    )
+
+
+def solved_row_norms(curvature: Curvature, rows: Rows, length: int = 256) -> FloatArray:
+    """Row norms by solving with blocks of rows; for forms that have nothing quicker."""
+    out = np.empty(rows.n)
+    for start in range(0, rows.n, length):
+        index = np.arange(start, min(start + length, rows.n))
+        part = rows.take(index)
+        columns = (part.toarray() if rows.sparse else part).T
+        out[index] = np.einsum("ij,ij->j", columns, curvature.solve(np.ascontiguousarray(columns)))
+    return np.sqrt(np.maximum(out, 0.0))

@@ -1,0 +1,108 @@
+"""Cholesky factor of an n x n matrix, for more features than rows.
+
+With ``E = D^1/2``, ``K = X_f R_f^-1 X_f'`` over the penalised columns and ``B = I + E K E = L L'``, the matrix
+inversion lemma and the Schur complement of an unpenalised intercept give, for a right side (f, g),
+
+    t = B^-1 E X_f R_f^-1 f,   e = E 1,   b = (g - e't) / (e' B^-1 e),   w = R_f^-1 (f - X_f' E (t + b B^-1 e)).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+from scipy.linalg import LinAlgError, cho_solve, cholesky, lapack
+
+from mlflow_relabel_audit.curvature.base import MAX_CONDITION, singular, solved_row_norms
+from mlflow_relabel_audit.problem import FloatArray
+from mlflow_relabel_audit.rows import Rows
+
+
+class DualCurvature:
+    """``I + E K E = L L'`` with L lower triangular, shape (n, n), and the rows it came from."""
+
+    kind: ClassVar[str] = "dual"
+
+    def __init__(
+        self, lower: FloatArray, condition: float, rows: Rows, diagonal: FloatArray, penalty: FloatArray
+    ) -> None:
+        self.lower = lower
+        self.condition = condition
+        self.p = rows.p
+        self._rows = rows
+        self._root = np.sqrt(diagonal)
+        self._penalty = penalty
+        # an unpenalised intercept is bordered on; its row of R^-1 is 0 so that products skip it
+        self._bordered = bool(rows.intercept and penalty[-1] == 0.0)
+        self._inverse_penalty = np.divide(1.0, penalty, out=np.zeros_like(penalty), where=penalty > 0)
+        self._ones = self._inner(self._root) if self._bordered else self._root
+        self._schur = float(self._root @ self._ones)
+
+    @classmethod
+    def factor(cls, rows: Rows, diagonal: FloatArray, penalty: FloatArray) -> DualCurvature:
+        """Form and factor the n x n matrix, for d of shape (n,) and the diagonal of R of shape (p,).
+
+        Raises
+        ------
+        SingularHessianError
+            A feature is not penalised (the dual needs R to be invertible there), or rounding broke the factor.
+        """
+        if np.any(penalty[: rows.features_in] <= 0):
+            raise singular("more features than rows and no penalty")
+        root = np.sqrt(diagonal)
+        inverse = 1.0 / penalty[: rows.features_in]
+        kernel = np.empty((rows.n, rows.n))
+        for block in rows.blocks():
+            if rows.sparse:
+                kernel[block.start : block.stop] = (block.features.multiply(inverse) @ rows.features.T).toarray()
+            else:
+                kernel[block.start : block.stop] = (block.features * inverse) @ rows.features.T
+        if rows.intercept and penalty[-1] > 0:
+            kernel += 1.0 / penalty[-1]
+        kernel *= root[:, None]
+        kernel *= root
+        kernel[np.diag_indices(rows.n)] += 1.0
+        norm = float(np.abs(kernel).sum(axis=0).max(initial=0.0))
+        try:
+            lower = cholesky(kernel, lower=True, overwrite_a=True, check_finite=False)
+        except LinAlgError as error:
+            raise singular(f"its Cholesky factorisation broke down: {error}") from error
+        reciprocal, _ = lapack.dpocon(lower, norm, uplo="L")
+        condition = 1.0 / reciprocal if reciprocal > 0 else np.inf
+        if not condition < MAX_CONDITION:
+            raise singular(f"condition number {condition:.1e}")
+        return cls(lower, float(condition), rows, diagonal, penalty)
+
+    def _inner(self, right: FloatArray) -> FloatArray:
+        return np.asarray(cho_solve((self.lower, True), right, check_finite=False))
+
+    def solve(self, right: FloatArray) -> FloatArray:
+        """``H^-1 right``, shape (p,) or (p, B)."""
+        columns = right.reshape(self.p, -1)
+        scaled = self._inverse_penalty[:, None] * columns
+        inner = self._inner(self._root[:, None] * self._rows.margins(scaled))
+        shift = np.zeros(columns.shape[1])
+        if self._bordered:
+            shift = (columns[-1] - self._root @ inner) / self._schur
+            inner += self._ones[:, None] * shift
+        out = self._inverse_penalty[:, None] * (columns - self._rows.pull(self._root[:, None] * inner))
+        if self._bordered:
+            out[-1] = shift
+        return np.asarray(out.reshape(right.shape))
+
+    def row_norms(self, rows: Rows) -> FloatArray:
+        """``||x_i||_{H^-1}`` of every row, shape (n,)."""
+        return solved_row_norms(self, rows)
+
+    def arrays(self) -> dict[str, FloatArray]:
+        """The packed lower triangle, row by row, shape (n (n + 1) / 2,), and d."""
+        return {"packed": self.lower[np.tril_indices(len(self.lower))], "diagonal": self._root**2}
+
+    @classmethod
+    def restore(
+        cls, packed: FloatArray, diagonal: FloatArray, condition: float, rows: Rows, penalty: FloatArray
+    ) -> DualCurvature:
+        """Rebuild from `arrays` and the rows."""
+        lower = np.zeros((rows.n, rows.n))
+        lower[np.tril_indices(rows.n)] = packed
+        return cls(lower, condition, rows, diagonal, penalty)

@@ -1,0 +1,84 @@
+"""Cholesky factor of the p x p Hessian."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+from scipy.linalg import LinAlgError, cho_solve, cholesky, lapack, solve_triangular
+
+from mlflow_relabel_audit.curvature.base import MAX_CONDITION, singular
+from mlflow_relabel_audit.problem import FloatArray
+from mlflow_relabel_audit.rows import Rows
+
+
+class PrimalCurvature:
+    """``H = L L'`` with L lower triangular, shape (p, p)."""
+
+    kind: ClassVar[str] = "primal"
+
+    def __init__(self, lower: FloatArray, condition: float) -> None:
+        self.lower = lower
+        self.condition = condition
+        self.p = lower.shape[0]
+
+    @classmethod
+    def factor(cls, rows: Rows, diagonal: FloatArray, penalty: FloatArray) -> PrimalCurvature:
+        """Form and factor H, for d of shape (n,) and the diagonal of R of shape (p,).
+
+        Raises
+        ------
+        SingularHessianError
+            H is singular to working precision.
+        """
+        hessian = rows.gram(diagonal)
+        hessian[np.diag_indices(rows.p)] += penalty
+        norm = float(np.abs(hessian).sum(axis=0).max(initial=0.0))
+        try:
+            lower = cholesky(hessian, lower=True, overwrite_a=True, check_finite=False)
+        except LinAlgError as error:
+            raise singular(f"its Cholesky factorisation broke down: {error}") from error
+        reciprocal, _ = lapack.dpocon(lower, norm, uplo="L")
+        condition = 1.0 / reciprocal if reciprocal > 0 else np.inf
+        if not condition < MAX_CONDITION:
+            raise singular(f"condition number {condition:.1e}")
+        return cls(lower, float(condition))
+
+    def solve(self, right: FloatArray) -> FloatArray:
+        """``H^-1 right``, shape (p,) or (p, B)."""
+        return np.asarray(cho_solve((self.lower, True), right, check_finite=False))
+
+    def row_norms(self, rows: Rows) -> FloatArray:
+        """``||x_i||_{H^-1}`` of every row, shape (n,)."""
+        square = self._inverse_form(rows) if rows.sparse else self._triangular_form(rows)
+        return np.sqrt(np.maximum(square, 0.0))
+
+    def _triangular_form(self, rows: Rows) -> FloatArray:
+        out = np.empty(rows.n)
+        for block in rows.blocks():
+            part = rows.take(np.arange(block.start, block.stop))
+            half = solve_triangular(self.lower, part.T, lower=True, check_finite=False)
+            out[block.start : block.stop] = np.einsum("ij,ij->j", half, half)
+        return out
+
+    def _inverse_form(self, rows: Rows) -> FloatArray:
+        """By the explicit inverse: a sparse row touches only the square of its few entries."""
+        inverse, _ = lapack.dpotri(self.lower, lower=1)
+        inverse = np.tril(inverse)
+        inverse += np.tril(inverse, -1).T
+        out = np.empty(rows.n)
+        for block in rows.blocks():
+            part = rows.take(np.arange(block.start, block.stop))
+            out[block.start : block.stop] = np.asarray(part.multiply(part @ inverse).sum(axis=1)).ravel()
+        return out
+
+    def arrays(self) -> dict[str, FloatArray]:
+        """The packed lower triangle, row by row, shape (p (p + 1) / 2,)."""
+        return {"packed": self.lower[np.tril_indices(self.p)]}
+
+    @classmethod
+    def restore(cls, packed: FloatArray, p: int, condition: float) -> PrimalCurvature:
+        """Rebuild from `arrays`."""
+        lower = np.zeros((p, p))
+        lower[np.tril_indices(p)] = packed
+        return cls(lower, condition)

@@ -1,0 +1,224 @@
+"""The exact minimiser of the training objective, and how far the logged coefficients were from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mlflow_relabel_audit.curvature.base import Curvature
+from mlflow_relabel_audit.curvature.choose import factor
+from mlflow_relabel_audit.errors import DataMismatchError, SingularHessianError
+from mlflow_relabel_audit.problem import FloatArray, Problem
+from mlflow_relabel_audit.rows import Rows
+
+REFUSE_GAP = 1e-2
+WARN_GAP = 1e-4
+STATIONARY = 1e-18  # squared Newton decrement: margins are then exact to about 1e-9 times ||x||_{H^-1}
+ROUNDED = 1e-10  # decrement below which a step that gains nothing is taken for rounding
+MAX_STEPS = 100
+
+
+@dataclass(frozen=True)
+class Stationarity:
+    """How nearly the logged coefficients minimise the training objective on these rows.
+
+    Attributes
+    ----------
+    gap : float
+        half the squared Newton decrement at the logged coefficients: the objective they leave on the table.
+    relative_gap : float
+        ``gap`` over the objective.
+    residual : float
+        ``||gradient||_{H^-1}`` after polishing.
+    polished : bool
+        whether the coefficients had to be moved.
+    steps : int
+        Newton-like steps taken.
+    """
+
+    gap: float
+    relative_gap: float
+    residual: float
+    polished: bool
+    steps: int
+
+
+@dataclass(frozen=True)
+class StationaryPoint:
+    """The minimiser, the training rows' state there, and the curvature.
+
+    Attributes
+    ----------
+    theta : ndarray of shape (p,)
+    margin : ndarray of shape (n,)
+        z_i = x_i . theta.
+    probability : ndarray of shape (n,)
+        sigma(z_i).
+    weight : ndarray of shape (n,)
+        s_i, class weights included.
+    diagonal : ndarray of shape (n,)
+        d_i = s_i sigma(z_i) sigma(-z_i).
+    curvature : Curvature
+    stationarity : Stationarity
+    """
+
+    theta: FloatArray
+    margin: FloatArray = field(repr=False)
+    probability: FloatArray = field(repr=False)
+    weight: FloatArray = field(repr=False)
+    diagonal: FloatArray = field(repr=False)
+    curvature: Curvature = field(repr=False)
+    stationarity: Stationarity
+
+
+def sigmoid(margin: FloatArray) -> FloatArray:
+    """``1 / (1 + exp(-margin))``, without overflow, by the vectorised tanh."""
+    out = np.tanh(0.5 * margin)
+    out += 1.0
+    out *= 0.5
+    return np.asarray(out)
+
+
+def row_weights(problem: Problem, rows: Rows) -> FloatArray:
+    """Weights s_i with the class weights at the given labels, shape (n,)."""
+    by_class = problem.class_weight.at(rows.base_weight @ rows.y, float(rows.base_weight.sum()))
+    return rows.base_weight * np.where(rows.y > 0.5, by_class[1], by_class[0])
+
+
+def objective(problem: Problem, rows: Rows, weight: FloatArray, theta: FloatArray, margin: FloatArray) -> float:
+    """F(theta), the sum of weighted log-losses plus half the penalty."""
+    loss = np.logaddexp(0.0, margin) - rows.y * margin
+    return float(weight @ loss + 0.5 * theta @ (problem.penalty * theta))
+
+
+def find_stationary_point(
+    problem: Problem,
+    rows: Rows,
+    *,
+    kind: str | None = None,
+    start: FloatArray | None = None,
+    curvature: Curvature | None = None,
+) -> StationaryPoint:
+    """Polish the logged coefficients to the minimiser and factor the Hessian there.
+
+    Parameters
+    ----------
+    problem, rows
+        the objective; ``problem.theta`` is the logged point.
+    kind : str, optional
+        force the form of the curvature.
+    start, curvature : optional
+        a minimiser found before and its curvature (from storage); used as they are where the gradient there
+        vanishes, else ignored.
+
+    Raises
+    ------
+    DataMismatchError
+        The gap at the logged coefficients is above 1e-2 of the objective: these are not the training rows.
+    SingularHessianError
+        The Hessian cannot be inverted (separable classes without a penalty, dependent columns).
+    """
+    weight = row_weights(problem, rows)
+    logged = _State.at(problem, rows, weight, problem.theta)
+    stored = None
+    if start is not None and curvature is not None:
+        candidate = _State.at(problem, rows, weight, start)
+        if float(candidate.gradient @ curvature.solve(candidate.gradient)) <= 1e4 * STATIONARY:
+            stored = candidate
+    here = curvature if stored is not None and curvature is not None else None
+    if here is None:
+        here = factor(rows, logged.diagonal, problem.penalty, kind)
+    gap = 0.5 * float(logged.gradient @ here.solve(logged.gradient))
+    relative = gap / max(logged.value, np.finfo(float).tiny)
+    if not relative <= REFUSE_GAP:
+        raise DataMismatchError(
+            f"training data: on these rows the logged coefficients leave {relative:.2g} of the objective to gain "
+            f"(at most {REFUSE_GAP:g} is accepted); pass the very rows, labels and weights the model was trained on, "
+            "or refit with more iterations if the fit stopped early"
+        )
+    if stored is not None:
+        state, steps = stored, 0
+    else:
+        state, here, steps = _minimise(problem, rows, weight, logged, here, kind)
+    residual = float(np.sqrt(max(state.gradient @ here.solve(state.gradient), 0.0)))
+    polished = not np.array_equal(state.theta, problem.theta)
+    report = Stationarity(gap, relative, residual, polished=polished, steps=steps)
+    return StationaryPoint(state.theta, state.margin, state.probability, weight, state.diagonal, here, report)
+
+
+def refit(problem: Problem, rows: Rows, theta: FloatArray, kind: str | None = None) -> StationaryPoint:
+    """Minimise the objective of other labels on the same rows, from ``theta``, by damped Newton steps.
+
+    Raises
+    ------
+    SingularHessianError
+        The Hessian cannot be inverted, or no minimiser is found.
+    """
+    weight = row_weights(problem, rows)
+    first = _State.at(problem, rows, weight, theta)
+    here = factor(rows, first.diagonal, problem.penalty, kind)
+    state, here, steps = _minimise(problem, rows, weight, first, here, kind)
+    residual = float(np.sqrt(max(state.gradient @ here.solve(state.gradient), 0.0)))
+    report = Stationarity(np.nan, np.nan, residual, polished=True, steps=steps)
+    return StationaryPoint(state.theta, state.margin, state.probability, weight, state.diagonal, here, report)
+
+
+@dataclass(frozen=True)
+class _State:
+    """The objective and what it needs, at one theta."""
+
+    theta: FloatArray
+    margin: FloatArray
+    probability: FloatArray
+    diagonal: FloatArray
+    gradient: FloatArray
+    value: float
+
+    @classmethod
+    def at(cls, problem: Problem, rows: Rows, weight: FloatArray, theta: FloatArray) -> _State:
+        margin = rows.margins(theta)
+        probability = sigmoid(margin)
+        gradient = rows.pull(weight * (probability - rows.y)) + problem.penalty * theta
+        diagonal = weight * probability * sigmoid(-margin)
+        return cls(theta, margin, probability, diagonal, gradient, objective(problem, rows, weight, theta, margin))
+
+
+def _minimise(
+    problem: Problem, rows: Rows, weight: FloatArray, state: _State, here: Curvature, kind: str | None
+) -> tuple[_State, Curvature, int]:
+    """Chord-Newton steps, halved until the objective falls; H factored anew where the decrement falls slowly.
+
+    Returns the minimiser, the curvature there and the number of steps.
+    """
+    kind = kind or here.kind
+    direction = here.solve(state.gradient)
+    decrement = float(state.gradient @ direction)
+    steps = 0
+    while decrement > STATIONARY:
+        if steps == MAX_STEPS:
+            raise SingularHessianError(
+                f"training objective: no minimiser found in {MAX_STEPS} steps (decrement {decrement:.1e}); the classes "
+                "may be separable without a penalty: refit with a finite C"
+            )
+        length = 1.0
+        while True:
+            trial = _State.at(problem, rows, weight, state.theta - length * direction)
+            enough = state.value - 1e-4 * length * decrement + 1e-14 * abs(state.value)
+            if trial.value <= enough or length < 1e-6:
+                break
+            length *= 0.5
+        trial_direction = here.solve(trial.gradient)
+        trial_decrement = float(trial.gradient @ trial_direction)
+        if trial_decrement >= 0.5 * decrement and decrement <= ROUNDED:
+            break  # rounding: no further progress to be had
+        slow = trial_decrement > 0.0625 * decrement
+        state, decrement, direction = trial, trial_decrement, trial_direction
+        steps += 1
+        if slow and decrement > STATIONARY:
+            here = factor(rows, state.diagonal, problem.penalty, kind)
+            direction = here.solve(state.gradient)
+            decrement = float(state.gradient @ direction)
+    if steps:
+        here = factor(rows, state.diagonal, problem.penalty, kind)
+    return state, here, steps

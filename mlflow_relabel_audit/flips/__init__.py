@@ -1,0 +1,1 @@
+"""Which training labels flip a prediction: influence order, verified search, certificate, removal, rankings."""

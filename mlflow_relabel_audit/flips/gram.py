@@ -1,0 +1,244 @@
+"""Suprema over all sets of at most k rows of what their relabelling does to each row, for the certificate.
+
+With ``a_i`` the relabelling's coefficients (``|a_i| <= load_i``), ``c_S = sum_{i in S} a_i x_i``, ``M = H^-1/2 R H^-1/2``,
+the certificate (see `flips.certificate`) asks, for every training row j and every level k, for bounds of
+
+    reach_j     |x_j . H^-1 c_S|
+    ahead_j     sum over i in S, i != j, of (a_i K'_ji)_+,     behind_j  the same of (-a_i K'_ji)_+
+    pair_j      the share of row j in c_S' H^-1 X'DX H^-1 c_S <= sum_{j in S} pair_j
+
+with ``K = X H^-1 X'``, ``K^R = X H^-1 R H^-1 X'``, ``K' = K - 2 K^R`` and ``K^D = K - K^R``. `NormSums` bounds them by
+Cauchy-Schwarz from row norms alone; `GramSums` streams the n x n kernels once, in row blocks, and keeps sums of the
+largest entries of each row at a few levels. Both add the rounding of ``solve``: it errs by at most ``rounding`` times
+the product of the two ``||.||_{H^-1}`` norms.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from mlflow_relabel_audit.curvature import Curvature
+from mlflow_relabel_audit.problem import FloatArray
+from mlflow_relabel_audit.rows import Rows
+
+BLOCK_BYTES = 2**24
+EXACT_FLOPS = 4e11
+"""Work above which the exact ``K^D`` and ``K'`` norms are not worth their time; the row norms bound them."""
+
+
+@dataclass(frozen=True)
+class SetSums:
+    """Bounds over all sets of at most k rows; every array has shape (n,)."""
+
+    reach: FloatArray
+    ahead: FloatArray
+    behind: FloatArray
+    pair: FloatArray
+    own_ahead: FloatArray
+    own_behind: FloatArray
+
+
+class Sums(Protocol):
+    """Set sums at the levels a form can give."""
+
+    levels: tuple[int, ...]
+    exact: bool
+
+    def at(self, k: int) -> SetSums:
+        """Bounds for sets of at most k rows."""
+        ...
+
+    def spread(self, curvature_bound: FloatArray) -> FloatArray:
+        """``max_{l != j} curvature_bound_l |K_jl|`` of every row j, shape (n,)."""
+        ...
+
+
+@dataclass(frozen=True)
+class KernelNorms:
+    """Row norms in the metrics of K, K^D and K', shape (n,) each, upper bounds.
+
+    Attributes
+    ----------
+    full : ``||x_i||_{H^-1}``.
+    data : root of ``K^D_ii``.
+    turned : root of ``x_i' H^-1 (H - 2R) H^-1 (H - 2R) H^-1 x_i``: ``|K'_ji| <= full_j turned_i``.
+    ahead, behind : the positive and negative part of ``K'_ii``.
+    """
+
+    full: FloatArray
+    data: FloatArray
+    turned: FloatArray
+    ahead: FloatArray
+    behind: FloatArray
+
+
+def kernel_norms(
+    rows: Rows, curvature: Curvature, penalty: FloatArray, full: FloatArray, rounding: float
+) -> KernelNorms:
+    """Compute the norms from blocks of solves, or bound them by ``full`` where that would take long.
+
+    ``K^D <= K`` and ``-K <= K' <= K`` as forms, so ``full`` bounds both of the other norms.
+    """
+    square = full**2
+    if curvature.kind == "cg" or 8.0 * rows.n * _order(rows, curvature) ** 2 > EXACT_FLOPS:
+        return KernelNorms(full, full, full, square, square)
+    once, twice = np.empty(rows.n), np.empty(rows.n)
+    length = _block_length(rows.p)
+    for start in range(0, rows.n, length):
+        index = np.arange(start, min(start + length, rows.n))
+        pulled = penalty[:, None] * curvature.solve(_columns(rows, index))
+        again = curvature.solve(pulled)
+        once[index] = np.einsum("ij,ij->j", pulled, pulled / np.where(penalty > 0, penalty, 1.0)[:, None])
+        twice[index] = np.einsum("ij,ij->j", pulled, again)
+    slack = 8.0 * rounding * square
+    once, twice = np.clip(once, 0.0, square), np.clip(twice, 0.0, square)
+    centre = square - 2.0 * once
+    return KernelNorms(
+        full=full,
+        data=np.sqrt(np.minimum(square - once + slack, square)),
+        turned=np.sqrt(np.clip(square - 4.0 * once + 4.0 * twice + slack, 0.0, square)),
+        ahead=np.minimum(np.maximum(centre, 0.0) + slack, square),
+        behind=np.minimum(np.maximum(-centre, 0.0) + slack, square),
+    )
+
+
+class NormSums:
+    """Set sums from row norms, at any level."""
+
+    exact = False
+
+    def __init__(self, norms: KernelNorms, load: FloatArray, sign: FloatArray, levels: tuple[int, ...]) -> None:
+        self.levels = levels
+        self.norms = norms
+        self._load = load
+        self._sign = sign
+        self._full, self._data, self._turned = (
+            np.cumsum(np.sort(load * norm)[::-1]) for norm in (norms.full, norms.data, norms.turned)
+        )
+
+    def at(self, k: int) -> SetSums:
+        """Bounds for sets of at most k rows: each kernel entry by the product of its rows' norms."""
+        norms, load = self.norms, self._load
+        around = norms.full * self._turned[k - 1]
+        own_ahead = load * np.where(self._sign > 0, norms.ahead, norms.behind)
+        own_behind = load * np.where(self._sign > 0, norms.behind, norms.ahead)
+        return SetSums(
+            reach=norms.full * self._full[k - 1],
+            ahead=around,
+            behind=around,
+            pair=load * norms.data * self._data[k - 1],
+            own_ahead=own_ahead,
+            own_behind=own_behind,
+        )
+
+    def spread(self, curvature_bound: FloatArray) -> FloatArray:
+        """``full_j`` times the largest ``curvature_bound_l full_l``."""
+        return np.asarray(self.norms.full * (curvature_bound * self.norms.full).max(initial=0.0))
+
+
+class GramSums:
+    """Set sums from the kernels themselves, at the levels they were summed for."""
+
+    exact = True
+
+    def __init__(
+        self,
+        rows: Rows,
+        curvature: Curvature,
+        penalty: FloatArray,
+        norms: KernelNorms,
+        load: FloatArray,
+        sign: FloatArray,
+        curvature_bound: FloatArray,
+        levels: tuple[int, ...],
+        rounding: float,
+    ) -> None:
+        self.levels = levels
+        n, depth = rows.n, levels[-1]
+        signed = sign * load
+        order = np.asarray(levels) - 1
+        self._reach, self._ahead, self._behind, self._pair = (np.empty((len(levels), n)) for _ in range(4))
+        self._own = np.empty(n)
+        self._spread = np.empty(n)
+        error = 8.0 * rounding * norms.full
+        largest = np.cumsum(np.sort(load * norms.full)[::-1])[order]
+        length = max(1, min(_block_length(rows.p), BLOCK_BYTES // (8 * n)))
+        for start in range(0, n, length):
+            index = np.arange(start, min(start + length, n))
+            here, local = index, np.arange(len(index))
+            solved = curvature.solve(_columns(rows, index))
+            kernel = np.ascontiguousarray(rows.margins(solved).T)
+            penalised = np.ascontiguousarray(rows.margins(curvature.solve(penalty[:, None] * solved)).T)
+            around = np.abs(kernel)
+            around[local, here] = 0.0
+            around *= curvature_bound
+            self._spread[here] = around.max(axis=1)
+            up, down = _tails(kernel * signed, depth)
+            self._reach[:, here] = np.maximum(up, down)[:, order].T
+            kernel -= penalised
+            data = kernel * signed
+            data *= signed[here, None]
+            diagonal = data[local, here].copy()
+            data[local, here] = 0.0
+            top, _ = _tails(data, depth)
+            top = np.hstack([np.zeros((len(index), 1)), top])
+            self._pair[:, here] = diagonal + top[:, order].T
+            kernel -= penalised
+            kernel *= signed
+            self._own[here] = kernel[local, here]
+            kernel[local, here] = 0.0
+            up, down = _tails(kernel, depth)
+            self._ahead[:, here], self._behind[:, here] = up[:, order].T, down[:, order].T
+        self._reach += error * largest[:, None]
+        self._ahead += error * largest[:, None]
+        self._behind += error * largest[:, None]
+        self._pair += error * load * largest[:, None]
+        self._spread += error * (curvature_bound * norms.full).max(initial=0.0)
+        self._own_error = error * load * norms.full
+
+    def at(self, k: int) -> SetSums:
+        """Bounds for sets of at most k rows, k one of ``levels``."""
+        level = self.levels.index(k)
+        return SetSums(
+            reach=self._reach[level],
+            ahead=self._ahead[level],
+            behind=self._behind[level],
+            pair=self._pair[level],
+            own_ahead=np.maximum(self._own, 0.0) + self._own_error,
+            own_behind=np.maximum(-self._own, 0.0) + self._own_error,
+        )
+
+    def spread(self, curvature_bound: FloatArray) -> FloatArray:
+        """As summed, for the curvature bound given to the constructor."""
+        del curvature_bound
+        return self._spread
+
+
+def _order(rows: Rows, curvature: Curvature) -> int:
+    """Order of the factored matrix."""
+    return rows.n if curvature.kind == "dual" else rows.p
+
+
+def _block_length(p: int) -> int:
+    return int(np.clip(BLOCK_BYTES // (8 * p), 32, 1024))
+
+
+def _columns(rows: Rows, index: FloatArray) -> FloatArray:
+    part = rows.take(index)
+    return np.ascontiguousarray((part.toarray() if rows.sparse else part).T)
+
+
+def _tails(values: FloatArray, depth: int) -> tuple[FloatArray, FloatArray]:
+    """Sums of the 1, 2 ... ``depth`` largest positive parts of each row, and of its negative parts."""
+    n = values.shape[1]
+    depth = min(depth, n)
+    if n > 2 * depth:
+        values = np.partition(values, (depth - 1, n - depth), axis=1)
+    high, low = np.sort(values[:, n - depth :], axis=1)[:, ::-1], np.sort(values[:, :depth], axis=1)
+    if n <= 2 * depth:
+        ordered = np.sort(values, axis=1)
+        high, low = ordered[:, ::-1][:, :depth], ordered[:, :depth]
+    return np.cumsum(np.maximum(high, 0.0), axis=1), np.cumsum(np.maximum(-low, 0.0), axis=1)

@@ -1,0 +1,368 @@
+r"""Refitting with relabelled rows, many predictions at once, until each prediction's sign is proved.
+
+Every prediction t of a block has its own relabelled set S_t and so its own objective F_S. All are minimised
+together by preconditioned nonlinear conjugate gradients (Polak-Ribiere+, restarted where the direction is no
+descent); the preconditioner is the factor of H at the fitted point, and the line search is one Newton step on
+``z + alpha X d``, a second where the step is long. One iteration costs two products of the training rows.
+
+**The sign proof.** At theta let ``r = grad F_S(theta)``, ``delta = theta_S - theta``, ``d_i`` the curvature weights at
+theta and ``dbar_i = s_i (sigma(z_i + delta_i) - sigma(z_i)) / delta_i`` their secants, ``Hbar = X' diag(dbar) X + R``.
+Stationarity is the exact equation ``r + Hbar delta = 0``. Write H for the Hessian at the fitted point, d0 its
+weights, ``h = max_i ||x_i||_{H^-1}`` and ``eps = ||r||_{H^-1}``.
+
+1. *Spectral bound.* ``X' diag(d) X + R >= kappa H`` with ``kappa = min(1, min_i d_i / d0_i)``, and also with
+   ``kappa = q - sum_i (q - d_i / d0_i)_+ d0_i h_i^2`` for any q <= 1, because ``d0_i x_i x_i' <= d0_i h_i^2 H``.
+2. *Localisation.* ``rho = max_i |delta_i|``. As sigma' falls at most by exp(-|s|) over a distance s,
+   ``dbar_i >= phi(rho) d_i`` with ``phi(rho) = (1 - exp(-rho)) / rho``, so ``Hbar >= phi(rho) kappa H`` and
+   ``|delta_i| <= h eps / (kappa phi(rho))``, that is ``1 - exp(-rho) <= a := h eps / kappa``. Where a < 1,
+   ``rho <= -log(1 - a)``; where not, nothing is claimed.
+3. *Goal-oriented bound.* For ``u = H^-1 x_t``: ``x_t . delta = -u . r + (x_t - Hbar u) . delta``, and
+   ``x_t - Hbar u = X' ((d0 - dbar) * (X u))``, so by Cauchy-Schwarz in the dbar-weighted product
+   ``|x_t . delta + u . r| <= sqrt(sum_i (d0_i - dbar_i)^2 response_i^2 / dbar_i) E``, ``E <= eps / sqrt(kappa phi)``.
+   With ``dbar = t d``, t in [phi(rho), phi(-rho)], the root is at most ``(sqrt(Q) + w sqrt(C)) / sqrt(phi)`` with
+   ``Q = sum (d0 - d)^2 response^2 / d``, ``C = sum d response^2``, ``w = phi(-rho) - 1``.
+4. *Plain bound.* ``|x_t . delta| <= ||x_t||_{H^-1} eps / (kappa phi)``.
+
+The margin after the refit is thus known to within an interval from either bound; a sign is proved where one of
+them leaves zero outside. ``response`` may be any upper bound of ``|x_i . u|`` in 3, which absorbs its float32 rounding.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.sparse as sp
+
+from mlflow_relabel_audit.curvature import StationaryPoint
+from mlflow_relabel_audit.curvature.stationary import refit, sigmoid
+from mlflow_relabel_audit.flips.relabelling import RelabelEffect
+from mlflow_relabel_audit.problem import FloatArray, IntArray, Problem
+from mlflow_relabel_audit.rows import Rows
+
+LONG_STEP = 0.5
+"""A move of some margin beyond which the line search takes its second Newton step."""
+ROUNDING = 1e-10
+"""Relative slack for float64 rounding in the sums of the sign proof."""
+SPECTRAL_LEVELS = (0.35, 0.7)
+"""Values of q tried in the spectral bound."""
+
+
+class RefitBlock:
+    """Simultaneous refits for B predictions, each with its own relabelled rows.
+
+    Parameters
+    ----------
+    problem, rows, point, effect
+        the fitted objective.
+    row_norms : ndarray of shape (n,)
+        ``||x_i||_{H^-1}`` or upper bounds.
+    width : int
+        the number of columns kept at once; see `load`.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        rows: Rows,
+        point: StationaryPoint,
+        effect: RelabelEffect,
+        row_norms: FloatArray,
+        width: int,
+    ) -> None:
+        self.problem, self.rows, self.point, self.effect = problem, rows, point, effect
+        self.products = 0.0
+        self._norm_max = float(row_norms.max(initial=0.0))
+        self._leverage = point.diagonal * row_norms**2
+        self._inverse_diagonal = np.divide(
+            1.0, point.diagonal, out=np.zeros(rows.n), where=point.diagonal > 0
+        )
+        self._total = float(rows.base_weight.sum())
+        self._positive = float(rows.base_weight @ rows.y)
+        p, n = rows.p, rows.n
+        self.targets = np.zeros((p, width))
+        self.u = np.zeros((p, width))
+        self.theta = np.zeros((p, width))
+        self.z = np.zeros((n, width))
+        self.response = np.zeros((n, width), dtype=np.float32)
+        self.relabelled: list[IntArray] = [np.zeros(0, dtype=np.int64)] * width
+        self.gradient = np.zeros((p, width))
+        self._direction = np.zeros((p, width))
+        self._conditioned = np.zeros((p, width))
+        self._previous = np.zeros((p, width))
+        self._curvature = np.zeros((n, width))
+        self._image = np.zeros((n, width))
+        self._rho = np.zeros(width)  # r . H^-1 r of the direction's step; 0 restarts
+        self._target_norm = np.zeros(width)
+        self.kappa = np.ones(width)
+        self._q = np.zeros(width)
+        self._c = np.zeros(width)
+        self._pairs = np.zeros((0, 2), dtype=np.int64)
+        self._stale_pairs = True
+
+    # -- filling and emptying columns -----------------------------------------------------------------------
+
+    @property
+    def width(self) -> int:
+        """Columns held."""
+        return self.theta.shape[1]
+
+    def load(self, slot: int, target: FloatArray, u: FloatArray, response: FloatArray) -> None:
+        """Start a prediction afresh in a column: at the fitted point, nothing relabelled.
+
+        ``response`` is an upper bound of ``|x_i . u|``, shape (n,).
+        """
+        self.targets[:, slot] = target
+        self.u[:, slot] = u
+        self.response[:, slot] = response
+        self._target_norm[slot] = np.sqrt(max(float(target @ u), 0.0))
+        self.restart(slot)
+
+    def restart(self, slot: int) -> None:
+        """Take a column back to the fitted point with nothing relabelled."""
+        self.theta[:, slot] = self.point.theta
+        self.z[:, slot] = self.point.margin
+        self._curvature[:, slot] = self.point.diagonal
+        self.gradient[:, slot] = 0.0
+        self.relabelled[slot] = np.zeros(0, dtype=np.int64)
+        self._rho[slot] = 0.0
+        self.kappa[slot] = 1.0
+        self._q[slot] = 0.0
+        self._c[slot] = self._target_norm[slot] ** 2
+        self._stale_pairs = True
+
+    def keep(self, slots: IntArray) -> None:
+        """Drop every column but ``slots``."""
+        for name in (
+            "targets", "u", "theta", "z", "response", "gradient",
+            "_direction", "_conditioned", "_previous", "_curvature", "_image",
+        ):  # fmt: skip
+            setattr(self, name, np.ascontiguousarray(getattr(self, name)[:, slots]))
+        for name in ("_rho", "_target_norm", "kappa", "_q", "_c"):
+            setattr(self, name, getattr(self, name)[slots])
+        self.relabelled = [self.relabelled[slot] for slot in slots]
+        self._stale_pairs = True
+
+    # -- the relabelled sets ---------------------------------------------------------------------------------
+
+    def relabel(self, slots: IntArray, sets: list[IntArray]) -> None:
+        """Give columns new relabelled sets; the gradient follows, theta stays."""
+        index: list[IntArray] = []
+        column: list[IntArray] = []
+        sign: list[FloatArray] = []
+        for slot, new in zip(slots, sets, strict=True):
+            old = self.relabelled[slot]
+            shared = min(len(old), len(new))
+            if np.array_equal(old[:shared], new[:shared]):  # prefixes of one order: only the difference moves
+                parts = ((old[shared:], -1.0), (new[shared:], 1.0))
+            else:
+                parts = ((old, -1.0), (new, 1.0))
+            for part, direction in parts:
+                index.append(part)
+                column.append(np.full(len(part), slot))
+                sign.append(np.full(len(part), direction))
+            self.relabelled[slot] = new
+            self._rho[slot] = 0.0
+        self._stale_pairs = True
+        if self.effect.linear:
+            rows_moved = np.concatenate(index)
+            self._move_gradient(
+                rows_moved, np.concatenate(column), np.concatenate(sign) * self.effect.coefficient[rows_moved]
+            )
+        else:
+            self._evaluate(slots)
+
+    def _move_gradient(self, index: IntArray, column: IntArray, amount: FloatArray, length: int = 8192) -> None:
+        for start in range(0, len(index), length):
+            part = slice(start, start + length)
+            size = len(index[part])
+            spread = sp.csr_matrix((amount[part], (column[part], np.arange(size))), shape=(self.width, size))
+            moved = spread @ self.rows.take(index[part])
+            self.gradient += (moved.toarray() if sp.issparse(moved) else moved).T
+        self.products += len(index) / self.rows.n
+
+    def _pairs_in(self, start: int, stop: int) -> tuple[IntArray, IntArray]:
+        """(row within the block, column) of the relabelled rows of ``start:stop``."""
+        if self._stale_pairs:
+            lengths = [len(part) for part in self.relabelled]
+            index = np.concatenate(self.relabelled) if self.relabelled else np.zeros(0, dtype=np.int64)
+            column = np.repeat(np.arange(self.width), lengths)
+            ranked = np.argsort(index, kind="stable")
+            self._pairs = np.stack([index[ranked], column[ranked]], axis=1)
+            self._stale_pairs = False
+        low, high = np.searchsorted(self._pairs[:, 0], (start, stop))
+        pairs = self._pairs[low:high]
+        return pairs[:, 0] - start, pairs[:, 1]
+
+    def _class_weights(self) -> FloatArray:
+        """Class weights under each column's relabelled set, shape (2, B)."""
+        positive = np.full(self.width, self._positive)
+        if self.problem.class_weight.balanced:
+            positive -= [self.effect.count[part].sum() for part in self.relabelled]
+        return self.problem.class_weight.at(positive, self._total)
+
+    # -- passes over the rows --------------------------------------------------------------------------------
+
+    def _residual(self, part: slice, z: FloatArray, by_class: FloatArray, curvature: FloatArray) -> FloatArray:
+        """``s (sigma(z) - y)`` under each column's labels; fills ``curvature`` with ``s sigma(z) sigma(-z)``."""
+        y, base = self.rows.y[part], self.rows.base_weight[part]
+        weight = self.point.weight[part, None]
+        if self.problem.class_weight.balanced:
+            weight = base[:, None] * by_class[y.astype(np.intp)]
+        probability = sigmoid(z)
+        residual = probability - y[:, None]
+        residual *= weight
+        np.multiply(probability, 1.0 - probability, out=curvature)
+        curvature *= weight
+        where, column = self._pairs_in(part.start, part.stop)
+        if where.size:
+            flipped = 1.0 - y[where]
+            own = base[where] * by_class[flipped.astype(np.intp), column]
+            at = probability[where, column]
+            residual[where, column] = own * (at - flipped)
+            curvature[where, column] = own * at * (1.0 - at)
+        return np.asarray(residual)
+
+    def _evaluate(self, slots: IntArray | None = None, step: FloatArray | None = None) -> None:
+        """One pass: move z by ``step`` times the image, then gradient, curvature weights and the proof's sums."""
+        rows, point = self.rows, self.point
+        by_class = self._class_weights()
+        gradient = self.problem.penalty[:, None] * self.theta
+        q, c = np.zeros(self.width), np.zeros(self.width)
+        least = np.ones(self.width)
+        short = np.zeros((len(SPECTRAL_LEVELS), self.width))
+        for block in rows.blocks(length=rows.block_length(3 * self.width)):
+            part = slice(block.start, block.stop)
+            z = self.z[part]
+            if step is not None:
+                z += step * self._image[part]
+            residual = self._residual(part, z, by_class, self._curvature[part])
+            gradient += block.pull(residual)
+            self._prove_sums(part, self._curvature[part], q, c, least, short)
+        changed = np.arange(self.width) if slots is None else slots
+        levels = np.asarray(SPECTRAL_LEVELS)[:, None] - short
+        kappa = np.maximum(np.minimum(least, 1.0), levels.max(axis=0))
+        self.gradient[:, changed] = gradient[:, changed]
+        self.kappa[changed], self._q[changed], self._c[changed] = kappa[changed], q[changed], c[changed]
+        self.products += len(changed)
+
+    def _prove_sums(
+        self, part: slice, curvature: FloatArray, q: FloatArray, c: FloatArray, least: FloatArray, short: FloatArray
+    ) -> None:
+        fitted = self.point.diagonal[part, None]
+        response = self.response[part]
+        weighted = curvature * response
+        c += np.einsum("ij,ij->j", weighted, response)
+        ratio = curvature * self._inverse_diagonal[part, None]
+        ratio[self._inverse_diagonal[part] == 0.0] = 1.0
+        np.minimum(least, ratio.min(axis=0), out=least)
+        leverage = self._leverage[part]
+        for level, value in enumerate(SPECTRAL_LEVELS):
+            short[level] += leverage @ np.maximum(value - ratio, 0.0)
+        away = fitted - curvature
+        away *= response
+        np.divide(away * away, curvature, out=weighted, where=curvature > 0)
+        q += weighted.sum(axis=0)
+
+    # -- one iteration ---------------------------------------------------------------------------------------
+
+    def condition(self, slots: IntArray) -> None:
+        """Solve the cached factor with the gradients of ``slots``; `prove` and `descend` read the result."""
+        self._conditioned[:, slots] = self.point.curvature.solve(np.ascontiguousarray(self.gradient[:, slots]))
+
+    def margins(self) -> FloatArray:
+        """The margins at the present theta, shape (B,)."""
+        return np.einsum("ij,ij->j", self.targets, self.theta) - self.problem.cut
+
+    def prove(self) -> tuple[FloatArray, FloatArray]:
+        """Margin after the refit, and a bound on the estimate's error (inf where none holds), each of shape (B,)."""
+        epsilon = np.sqrt(np.maximum(np.einsum("ij,ij->j", self.gradient, self._conditioned), 0.0))
+        epsilon *= 1.0 + ROUNDING
+        here = self.margins()
+        estimate = here - np.einsum("ij,ij->j", self.u, self.gradient)
+        kappa = np.maximum(self.kappa, 0.0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            a = self._norm_max * epsilon / kappa
+            rho = np.where(a < 1.0, -np.log1p(-np.minimum(a, 1.0)), np.inf)
+            phi = np.where(rho > 0, -np.expm1(-rho) / rho, 1.0)
+            grown = np.where(rho > 0, np.expm1(rho) / rho, 1.0)
+            energy = epsilon / np.sqrt(kappa * phi)
+            goal = (np.sqrt(self._q) + (grown - 1.0) * np.sqrt(self._c)) / np.sqrt(phi) * energy
+            plain = self._target_norm * epsilon / (kappa * phi)
+        slack = ROUNDING * (1.0 + np.abs(here) + self._target_norm)
+        goal = np.where(np.isfinite(goal), goal, np.inf) + slack
+        plain = np.where(np.isfinite(plain), plain, np.inf) + slack
+        # the plain interval is centred on the present margin: keep whichever proves more
+        better = np.abs(here) - plain > np.abs(estimate) - goal
+        return np.where(better, here, estimate), np.where(better, plain, goal)
+
+    def descend(self) -> None:
+        """One iteration of nonlinear conjugate gradients in every column: two products."""
+        rho = np.einsum("ij,ij->j", self.gradient, self._conditioned)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            overlap = np.einsum("ij,ij->j", self.gradient, self._previous)
+            beta = np.where(self._rho > 0, np.maximum(rho - overlap, 0.0) / self._rho, 0.0)
+        direction = beta * self._direction - self._conditioned
+        slope = np.einsum("ij,ij->j", self.gradient, direction)
+        uphill = slope >= 0
+        direction[:, uphill] = -self._conditioned[:, uphill]
+        slope[uphill] = -rho[uphill]
+        self._direction, self._rho = direction, rho
+        self._previous = self._conditioned.copy()
+        step = self._line_search(direction, slope)
+        self.theta += step * direction
+        self._evaluate(step=step)
+
+    def _line_search(self, direction: FloatArray, slope: FloatArray) -> FloatArray:
+        """Newton on the objective along the direction; leaves ``X direction`` in the image."""
+        bend = np.einsum("ij,ij->j", direction, self.problem.penalty[:, None] * direction)
+        bend_penalty = bend.copy()
+        longest = np.zeros(self.width)
+        for block in self.rows.blocks(length=self.rows.block_length(3 * self.width)):
+            part = slice(block.start, block.stop)
+            image = block.margins(direction, out=self._image[part])
+            scaled = self._curvature[part] * image
+            bend += np.einsum("ij,ij->j", scaled, image)
+            np.maximum(longest, np.abs(image).max(axis=0), out=longest)
+        self.products += self.width
+        step = np.where(bend > 0, -slope / np.where(bend > 0, bend, 1.0), 0.0)
+        if np.any(step * longest > LONG_STEP):
+            step = self._second_step(direction, step, bend_penalty)
+        return step
+
+    def _second_step(self, direction: FloatArray, step: FloatArray, bend_penalty: FloatArray) -> FloatArray:
+        """The Newton step again from ``z + step X direction``, kept positive."""
+        by_class = self._class_weights()
+        slope = np.einsum("ij,ij->j", direction, self.problem.penalty[:, None] * self.theta) + step * bend_penalty
+        bend = bend_penalty.copy()
+        for block in self.rows.blocks(length=self.rows.block_length(3 * self.width)):
+            part = slice(block.start, block.stop)
+            image = self._image[part]
+            curvature = np.empty_like(image)
+            residual = self._residual(part, self.z[part] + step * image, by_class, curvature)
+            slope += np.einsum("ij,ij->j", residual, image)
+            curvature *= image
+            bend += np.einsum("ij,ij->j", curvature, image)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            better = step - slope / bend
+        return np.where(np.isfinite(better) & (better > 0), better, step)
+
+
+def exact_margin(
+    problem: Problem, rows: Rows, point: StationaryPoint, relabelled: IntArray, theta: FloatArray, target: FloatArray
+) -> tuple[float, float, FloatArray]:
+    """Margin of one row after a refit by Newton steps with the refit's own Hessian, its error, and theta.
+
+    For predictions so far from the fitted point that its Hessian guides no longer. The error is the plain bound
+    of the module's proof with the refit's Hessian for H, so kappa = 1.
+
+    Raises
+    ------
+    SingularHessianError
+        The relabelled objective has no minimiser (labels of one class, without a penalty).
+    """
+    found = refit(problem, rows.relabelled(relabelled), theta, point.curvature.kind)
+    epsilon = found.stationarity.residual * (1.0 + ROUNDING) + ROUNDING
+    a = float(found.curvature.row_norms(rows).max(initial=0.0)) * epsilon
+    norm = float(np.sqrt(max(target @ found.curvature.solve(target), 0.0)))
+    margin = float(target @ found.theta) - problem.cut
+    error = norm * epsilon / (1.0 - a) if a < 1.0 else np.inf
+    return margin, error + ROUNDING * (1.0 + abs(margin) + norm), found.theta

@@ -1,0 +1,378 @@
+"""The verified search: the smallest prefix of an influence order whose refit flips the prediction.
+
+For every prediction a bracket is kept: the largest k whose refit is proved not to flip it and the smallest whose
+refit is proved to. While the refits of a block run, each column aims at the k where its own refitted margin
+points, by a secant on the cumulative influence, long before it has converged; a sign proved for one k often
+proves its neighbour for nothing, since relabelling one more row moves the gradient by one known vector.
+The search ends where the bracket closes: k flips, k - 1 does not, both proved (see `refit`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mlflow_relabel_audit.curvature import StationaryPoint
+from mlflow_relabel_audit.errors import SingularHessianError
+from mlflow_relabel_audit.flips.order import EstimateBlock, InfluenceOrder, complete_order, response_error
+from mlflow_relabel_audit.flips.refit import RefitBlock, exact_margin
+from mlflow_relabel_audit.flips.relabelling import RelabelEffect
+from mlflow_relabel_audit.problem import FloatArray, IntArray, Problem
+from mlflow_relabel_audit.rows import Rows
+
+VERIFIED, UNVERIFIED, NOT_FLIPPABLE = "verified", "unverified", "not_flippable"
+
+STATE_BYTES = 2**24
+MAX_WIDTH = 64
+MAX_DESCENTS = 120
+MIN_DESCENTS = 5
+MAX_EXACT = 60
+FARTHEST = 3
+"""A secant may reach at most to about this many times the present k."""
+FREE_AIMS = 6
+"""How often an unproved column may change its k before it has to settle the one it is at."""
+
+
+@dataclass(frozen=True)
+class FlipSet:
+    """The outcome of the search for one prediction.
+
+    Attributes
+    ----------
+    index : ndarray of shape (k,)
+        the training rows to relabel, most influential first; empty where nothing was verified.
+    influence : ndarray of shape (k,)
+        first-order move of the margin toward the flip by each, at the fitted point.
+    status : str
+        ``"verified"``: the refit at k flips the prediction and at k - 1 does not, both proved;
+        ``"not_flippable"``: relabelling every row that pulls toward the flip is proved not to flip it;
+        ``"unverified"``: not proved within the iterations allowed.
+    margin_after : float
+        margin of the prediction after the refit at k, NaN where there is none.
+    theta : ndarray of shape (p,) or None
+        coefficients near the refit at k, where they were asked for.
+    """
+
+    index: IntArray
+    influence: FloatArray
+    status: str
+    margin_after: float
+    theta: FloatArray | None = field(default=None, repr=False)
+
+    @property
+    def k(self) -> int:
+        """Size of the set, 0 where there is none."""
+        return len(self.index)
+
+
+class _Column:
+    """One prediction on its way: its order, its bracket, the k it is at."""
+
+    def __init__(self, t: int, order: InfluenceOrder, margin: float, toward: float, upper: int | None = None) -> None:
+        self.t, self.toward, self.distance = t, toward, abs(margin)
+        self.low, self.high, self.k = 0, upper, 0
+        self.low_left, self.looks = self.distance, 0
+        self.descents = self.aims = 0
+        self.abandoned = False
+        self.cap: int | None = None
+        self.margin_after = np.nan
+        self.theta: FloatArray | None = None
+        self.take(order)
+
+    def take(self, order: InfluenceOrder) -> None:
+        self.order = order
+        self.total = np.cumsum(order.influence)
+
+    @property
+    def reach(self) -> int:
+        """The largest k there is."""
+        reach = len(self.order.index) if self.high is None else self.high - 1
+        return reach if self.cap is None else min(reach, self.cap)
+
+    def aim(self, margin: float) -> int:
+        """The k at which the refitted margin would cross zero: linear in the cumulative influence.
+
+        Between the present k and the bracket's other end where there is one, else beyond the present k by the
+        slope since the lower end. Every third step inside a bracket halves it.
+        """
+        left, here = -self.toward * margin, self._spent(self.k)
+        if left < 0:
+            anchor, there = self.low_left, self._spent(self.low)
+        elif self.high is not None and np.isfinite(self.margin_after):
+            anchor, there = -self.toward * self.margin_after, self._spent(self.high)
+        else:
+            anchor, there = self.low_left, self._spent(self.low)
+            if self.k == self.low:
+                anchor, there = self.distance, 0.0
+        slope = (anchor - left) / (here - there) if here != there else 1.0
+        goal = here + left / float(np.clip(slope, 0.02, 20.0))
+        k = int(np.searchsorted(self.total, goal, side="right")) + 1
+        if self.k:
+            k = min(k, FARTHEST * self.k + FARTHEST)
+        if self.high is not None:
+            self.looks += 1
+            if self.looks % 3 == 0:
+                k = (self.low + self.high + 1) // 2
+        return k
+
+    def _spent(self, k: int) -> float:
+        return float(self.total[k - 1]) if k else 0.0
+
+    def settle(self, margin: float, theta: FloatArray) -> None:
+        """Record a proved sign at the present k."""
+        if self.toward * margin > 0:
+            self.high, self.margin_after, self.theta = self.k, float(margin), theta
+        else:
+            self.low, self.low_left = self.k, abs(float(margin))
+        self.aims = 0
+
+    @property
+    def closed(self) -> bool:
+        return self.high is not None and self.high == self.low + 1
+
+    def outcome(self, status: str, keep_theta: bool) -> FlipSet:
+        k = self.high if status == VERIFIED and self.high is not None else 0
+        theta = self.theta if keep_theta and k else None
+        return FlipSet(self.order.index[:k], self.order.influence[:k], status, self.margin_after if k else np.nan, theta)
+
+
+@dataclass(frozen=True)
+class SearchCost:
+    """What a search spent.
+
+    Attributes
+    ----------
+    products : float
+        float64 products of the training rows with one vector.
+    settled : int
+        values of k whose sign was proved.
+    refits : int
+        of them, by a refit with its own Hessian.
+    """
+
+    products: float
+    settled: int
+    refits: int
+
+
+class VerifiedSearch:
+    """Searches flip sets against one fitted objective.
+
+    Parameters
+    ----------
+    problem, rows, point, effect
+        the fitted objective.
+    row_norms : ndarray of shape (n,)
+        ``||x_i||_{H^-1}`` or upper bounds.
+    width : int, optional
+        predictions refitted at once; by default as many as keep the state near 16 MiB, 8 to 64.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        rows: Rows,
+        point: StationaryPoint,
+        effect: RelabelEffect,
+        row_norms: FloatArray,
+        width: int | None = None,
+    ) -> None:
+        self.problem, self.rows, self.point, self.effect = problem, rows, point, effect
+        self._row_norms = row_norms
+        self._square_norms = rows.square_norms()
+        self.width = width or int(np.clip(STATE_BYTES // (24 * max(rows.n, 1)), 8, MAX_WIDTH))
+        self.products, self.settled, self.refits = 0.0, 0, 0
+        # an own Hessian costs about p / 4 iterations: give up on the shared one no sooner than that pays
+        self._patience = int(np.clip(rows.p / 4, MIN_DESCENTS, MAX_DESCENTS))
+
+    @property
+    def cost(self) -> SearchCost:
+        """Products and settled values of k so far."""
+        return SearchCost(self.products, self.settled, self.refits)
+
+    def run(
+        self,
+        block: EstimateBlock,
+        orders: list[InfluenceOrder] | None = None,
+        upper: list[int] | None = None,
+        keep_theta: bool = False,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[FlipSet]:
+        """Search every prediction of a block.
+
+        Parameters
+        ----------
+        block : EstimateBlock
+        orders : list of InfluenceOrder, optional
+            other orders to take prefixes of; by default the block's.
+        upper : list of int, optional
+            a size known to flip each prediction: only smaller sets are looked for (0: skip the prediction).
+        keep_theta : bool
+            keep the coefficients after each refit.
+        progress : callable, optional
+            called with the number of predictions finished since the last call.
+        """
+        orders = orders or block.orders
+        width = min(self.width, len(orders))
+        results: list[FlipSet | None] = [None] * len(orders)
+        if not width:
+            return []
+        state = RefitBlock(self.problem, self.rows, self.point, self.effect, self._row_norms, width)
+        scale, row = response_error(self.rows, block.direction, self._square_norms)
+        pending = [t for t in range(len(orders)) if upper is None or upper[t] > 1]
+        for t in set(range(len(orders))) - set(pending):
+            results[t] = FlipSet(np.zeros(0, dtype=np.int64), np.zeros(0), UNVERIFIED, np.nan)
+        pending.reverse()
+        columns: list[_Column | None] = [None] * width
+
+        while True:
+            started = self._fill(state, columns, pending, block, orders, upper, scale, row)
+            self._settle(state, columns, np.asarray(started, dtype=np.intp), block, orders, upper is not None)
+            finished = 0
+            for slot, column in enumerate(columns):
+                status = None if column is None else self._status(column, upper is not None)
+                if column is not None and status is not None:
+                    results[column.t] = column.outcome(status, keep_theta)
+                    columns[slot] = None
+                    finished += 1
+            if progress is not None and finished:
+                progress(finished)
+            if finished and pending:
+                continue
+            active = [slot for slot, column in enumerate(columns) if column is not None]
+            if not active:
+                break
+            if 2 * len(active) <= len(columns):
+                state.keep(np.asarray(active))
+                columns = [columns[slot] for slot in active]
+            state.descend()
+            for slot, column in enumerate(columns):
+                if column is not None:
+                    column.descents += 1
+                    if column.descents >= self._patience:
+                        self._finish_exactly(column, state.theta[:, slot].copy(), block, upper is not None)
+        self.products += state.products
+        return [result for result in results if result is not None]
+
+    def _fill(
+        self,
+        state: RefitBlock,
+        columns: list[_Column | None],
+        pending: list[int],
+        block: EstimateBlock,
+        orders: list[InfluenceOrder],
+        upper: list[int] | None,
+        scale: FloatArray,
+        row: FloatArray,
+    ) -> list[int]:
+        """Put waiting predictions into free columns; returns every occupied slot."""
+        fresh: list[int] = []
+        sets: list[IntArray] = []
+        for slot, held in enumerate(columns):
+            if held is not None or not pending:
+                continue
+            t = pending.pop()
+            column = _Column(t, orders[t], block.margin[t], block.toward[t], None if upper is None else upper[t])
+            bound = np.abs(block.response[t]) + scale[t] * row
+            state.load(slot, block.rows[:, t], block.direction[:, t], bound)
+            columns[slot] = column
+            self._goto(column, column.reach if upper is not None else column.aim(block.margin[t]), block)
+            fresh.append(slot)
+            sets.append(column.order.index[: column.k])
+        if fresh:
+            state.relabel(np.asarray(fresh), sets)
+        return [slot for slot, held in enumerate(columns) if held is not None]
+
+    def _goto(self, column: _Column, k: int, block: EstimateBlock) -> None:
+        """Move a column to k, inside its bracket, growing its order where k outruns it."""
+        if k > column.reach and column.high is None and not column.order.complete:
+            t = column.t
+            whole = complete_order(
+                self.rows, self.effect, block.direction[:, t], float(block.toward[t]), column.order
+            )
+            column.take(whole)
+        column.k = int(np.clip(k, column.low + 1, max(column.reach, column.low + 1)))
+
+    def _settle(
+        self,
+        state: RefitBlock,
+        columns: list[_Column | None],
+        slots: IntArray,
+        block: EstimateBlock,
+        orders: list[InfluenceOrder],
+        bounded: bool,
+    ) -> None:
+        """Prove what can be proved where the columns stand, and let them aim anew, until none moves."""
+        for _ in range(FREE_AIMS):
+            if not slots.size:
+                return
+            state.condition(slots)
+            estimate, error = state.prove()
+            moved: list[int] = []
+            for slot in slots:
+                column = columns[slot]
+                assert column is not None
+                before = column.k
+                proved = abs(estimate[slot]) > error[slot]
+                if proved:
+                    column.settle(estimate[slot], state.theta[:, slot].copy())
+                    self.settled += 1
+                    if self._status(column, bounded) is not None:
+                        continue
+                    self._goto(column, column.aim(estimate[slot]), block)
+                elif column.aims < FREE_AIMS:
+                    self._goto(column, column.aim(estimate[slot]), block)
+                    column.aims += column.k != before
+                if column.k != before:
+                    moved.append(int(slot))
+            if moved:
+                state.relabel(np.asarray(moved), [self._set(columns[slot]) for slot in moved])
+            slots = np.asarray(moved, dtype=np.intp)
+
+    def _finish_exactly(self, column: _Column, theta: FloatArray, block: EstimateBlock, bounded: bool) -> None:
+        """Close a column's bracket by refits with their own Hessians; leaves it unverified where one fails."""
+        starts = [self.point.theta, theta]
+        for _ in range(MAX_EXACT):
+            try:
+                margin, error, theta = exact_margin(
+                    self.problem, self.rows, self.point, self._set(column), starts[-1], block.rows[:, column.t]
+                )
+            except SingularHessianError:
+                if len(starts) > 1:  # the descent may have run off: once more from the fitted point
+                    starts.pop()
+                elif column.k > column.low + 1:  # too many labels of one class: no finite minimiser there
+                    column.cap = column.k - 1
+                    column.k = (column.low + column.k) // 2
+                else:
+                    break
+                continue
+            starts = [self.point.theta, theta]
+            self.refits += 1
+            if not abs(margin) > error:
+                break
+            column.settle(margin, theta)
+            self.settled += 1
+            if self._status(column, bounded) is not None:
+                return
+            self._goto(column, column.aim(margin), block)
+        column.abandoned = True
+
+    @staticmethod
+    def _set(column: _Column | None) -> IntArray:
+        assert column is not None
+        return column.order.index[: column.k]
+
+    @staticmethod
+    def _status(column: _Column, bounded: bool) -> str | None:
+        """The final status of a column, None while it runs."""
+        if column.closed:
+            return VERIFIED if np.isfinite(column.margin_after) else UNVERIFIED
+        if column.high is None and column.order.complete and column.low >= len(column.order.index):
+            return NOT_FLIPPABLE
+        if column.cap is not None and column.low >= column.reach:
+            return UNVERIFIED
+        if bounded and column.low >= column.reach:
+            return UNVERIFIED
+        return UNVERIFIED if column.abandoned else None

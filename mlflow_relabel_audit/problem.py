@@ -1,0 +1,267 @@
+"""What scikit-learn minimised, read off a fitted estimator or Pipeline.
+
+scikit-learn's l2-regularised logistic regression minimises, up to the factor C,
+
+    F(theta) = sum_i s_i [log(1 + exp(z_i)) - y_i z_i] + 1/2 theta' R theta,    z_i = x_i . theta
+
+with ``R = I / C``, except that the intercept is free for every solver but liblinear, which treats it as the
+weight of a constant column ``intercept_scaling`` and so penalises ``(b / intercept_scaling)^2``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from sklearn.base import BaseEstimator
+from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
+from sklearn.pipeline import Pipeline
+from sklearn.utils.validation import check_is_fitted
+
+from mlflow_relabel_audit.errors import RequestError, UnsupportedModelError
+
+FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
+IntArray = np.ndarray[Any, np.dtype[np.integer[Any]]]
+
+SUPPORTED = (
+    "a fitted LogisticRegression or LogisticRegressionCV (l2 penalty or none, two classes), "
+    "or a Pipeline that ends in one"
+)
+
+
+@dataclass(frozen=True)
+class ClassWeight:
+    """The rule that turns labels into weights: s_i = base_i * weight(label of i).
+
+    Attributes
+    ----------
+    fixed : tuple of two floats
+        weights of classes 0 and 1 where the rule does not depend on the labels.
+    balanced : bool
+        weights n / (2 n_c) with base-weighted class counts n_c; then a relabelling changes every weight.
+    """
+
+    fixed: tuple[float, float] = (1.0, 1.0)
+    balanced: bool = False
+
+    def at(self, positive: Any, total: float) -> FloatArray:
+        """Weights of the two classes, shape (2, ...), when the positives weigh ``positive`` of ``total``."""
+        positive = np.asarray(positive, dtype=np.float64)
+        if not self.balanced:
+            return np.broadcast_to(np.reshape(self.fixed, (2, *[1] * positive.ndim)), (2, *positive.shape))
+        with np.errstate(divide="ignore"):
+            return total / (2.0 * np.stack([total - positive, positive]))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The training objective and the decision rule of one binary classifier.
+
+    Attributes
+    ----------
+    theta : ndarray of shape (p,), float64
+        fitted coefficients, the intercept last where there is one.
+    penalty : ndarray of shape (p,), float64
+        diagonal of R; 0 marks a coordinate that is not penalised.
+    intercept : bool
+    classes : tuple
+        the two labels as the estimator knows them, the negative one first.
+    threshold : float
+        probability above which a row is predicted positive.
+    class_weight : ClassWeight
+    solver : str
+        the solver that fitted theta, for reports.
+    """
+
+    theta: FloatArray
+    penalty: FloatArray
+    intercept: bool
+    classes: tuple[Any, Any]
+    threshold: float
+    class_weight: ClassWeight
+    solver: str
+
+    @property
+    def cut(self) -> float:
+        """logit(threshold): the margin of a row is x . theta - cut."""
+        return float(np.log(self.threshold) - np.log1p(-self.threshold))
+
+    def encode(self, labels: Any) -> FloatArray:
+        """Labels as 0.0 / 1.0, shape (n,).
+
+        Raises
+        ------
+        RequestError
+            A label is missing or is not one of the model's two classes.
+        """
+        values = np.asarray(labels)
+        if values.ndim != 1:
+            raise RequestError(f"labels: got shape {values.shape}; pass one label per row")
+        if pd.isna(values).any():
+            raise RequestError(
+                f"labels: {int(pd.isna(values).sum())} of {len(values)} are missing; drop or fill those rows"
+            )
+        positive = values == self.classes[1]
+        known = positive | (values == self.classes[0])
+        if not np.all(known):
+            odd = pd.unique(pd.Series(values[~known]))[:3].tolist()
+            raise RequestError(
+                f"labels: got {odd} beside the model's classes {list(self.classes)}; "
+                "pass the labels the model was trained on"
+            )
+        return np.asarray(positive, dtype=np.float64)
+
+
+def unwrap(estimator: Any) -> tuple[Any, Any | None]:
+    """Split a fitted estimator into its final logistic regression and the transformer before it, or None.
+
+    A fitted search (``GridSearchCV`` and its kin) stands for its ``best_estimator_``.
+
+    Raises
+    ------
+    UnsupportedModelError
+        Another estimator: the message says what is supported.
+    """
+    best = getattr(estimator, "best_estimator_", None)
+    if best is not None:
+        return unwrap(best)
+    if isinstance(estimator, Pipeline):
+        final, inner = unwrap(estimator.steps[-1][1])
+        if inner is not None:
+            raise UnsupportedModelError(
+                "model: a Pipeline whose last step is itself a Pipeline; flatten it into one Pipeline and log that"
+            )
+        before = [step for _, step in estimator.steps[:-1] if step not in (None, "passthrough")]
+        return final, estimator[:-1] if before else None
+    if isinstance(estimator, (LogisticRegression, LogisticRegressionCV)):
+        return estimator, None
+    raise UnsupportedModelError(f"model: got {type(estimator).__name__}; this audit takes {SUPPORTED}")
+
+
+def supervised_steps(transformer: Any) -> list[str]:
+    """Names of transformer steps that were fitted on the labels: relabelling would change their output too."""
+    found: list[str] = []
+    stack: list[tuple[str, Any]] = [("", transformer)]
+    while stack:
+        name, step = stack.pop()
+        children = getattr(step, "steps", None) or getattr(step, "transformers_", None)
+        if children is None:
+            children = getattr(step, "transformer_list", None)
+        if children is not None:
+            stack.extend((child[0], child[1]) for child in children)
+        elif isinstance(step, BaseEstimator) and _needs_labels(step):
+            found.append(f"{name} ({type(step).__name__})")
+    return sorted(found)
+
+
+def _needs_labels(step: Any) -> bool:
+    if hasattr(step, "__sklearn_tags__"):
+        return bool(step.__sklearn_tags__().target_tags.required)
+    return bool(step._get_tags().get("requires_y", False))
+
+
+def read_problem(estimator: Any, *, threshold: float = 0.5) -> Problem:
+    """Read the training objective off a fitted logistic regression (the final step, see `unwrap`).
+
+    Raises
+    ------
+    UnsupportedModelError
+        Not fitted, not two classes, an l1 or elasticnet penalty, coefficients averaged over folds.
+    RequestError
+        The threshold is not strictly between 0 and 1.
+    """
+    if not (isinstance(threshold, (int, float)) and 0.0 < threshold < 1.0):
+        raise RequestError(f"threshold: got {threshold!r}; pass a probability strictly between 0 and 1")
+    final, _ = unwrap(estimator)
+    try:
+        check_is_fitted(final, "coef_")
+    except Exception as error:
+        raise UnsupportedModelError("model: got an estimator that is not fitted; fit it, or log the fitted one") from error
+    classes = list(final.classes_)
+    if len(classes) != 2:
+        raise UnsupportedModelError(
+            f"model: got {len(classes)} classes; this audit takes two (audit one class against the rest)"
+        )
+    inverse_c = _inverse_regularisation(final)
+    weights = np.asarray(final.coef_, dtype=np.float64).ravel()
+    theta, penalty = weights, np.full(len(weights), inverse_c)
+    if final.fit_intercept:
+        theta = np.append(weights, np.float64(np.ravel(final.intercept_)[0]))
+        scale = float(final.intercept_scaling)
+        penalty = np.append(penalty, inverse_c / scale**2 if final.solver == "liblinear" else 0.0)
+    if not np.all(np.isfinite(theta)):
+        raise UnsupportedModelError("model: its coefficients are not finite; refit it (scale the features, lower C)")
+    return Problem(
+        theta=theta,
+        penalty=penalty,
+        intercept=bool(final.fit_intercept),
+        classes=(classes[0], classes[1]),
+        threshold=float(threshold),
+        class_weight=_class_weight(final, classes),
+        solver=str(final.solver),
+    )
+
+
+def _inverse_regularisation(final: Any) -> float:
+    """1 / C of the l2 penalty, 0 without one; refuses every other penalty."""
+    if isinstance(final, LogisticRegressionCV):
+        if not final.refit:
+            raise UnsupportedModelError(
+                "model: LogisticRegressionCV(refit=False) averages coefficients over folds, so it minimises "
+                "no objective; fit with refit=True"
+            )
+        c, ratio = float(np.ravel(final.C_)[0]), np.ravel(getattr(final, "l1_ratio_", 0.0))[0]
+    else:
+        c, ratio = float(final.C), final.l1_ratio
+    penalty = final.penalty
+    if penalty is None:
+        return 0.0
+    if penalty == "deprecated":  # scikit-learn 1.8 and later say it with l1_ratio and C alone
+        penalty = "l2" if not ratio else "l1" if ratio == 1 else "elasticnet"
+    if penalty != "l2":
+        raise UnsupportedModelError(
+            f"model: got penalty {penalty!r}, whose objective has no curvature at zero weights; "
+            "refit with the l2 penalty (l1_ratio=0)"
+        )
+    return 1.0 / c
+
+
+def _class_weight(final: Any, classes: list[Any]) -> ClassWeight:
+    rule = final.class_weight
+    if rule is None:
+        return ClassWeight()
+    if isinstance(rule, str):
+        return ClassWeight(balanced=True)
+    return ClassWeight(fixed=(float(rule.get(classes[0], 1.0)), float(rule.get(classes[1], 1.0))))
+
+
+def as_matrix(features: Any) -> Any:
+    """Transformed features as a C-ordered float ndarray or CSR matrix of shape (n, features).
+
+    Raises
+    ------
+    RequestError
+        Not numeric, not two-dimensional, or holding NaN or infinity.
+    """
+    if sp.issparse(features):
+        matrix: Any = features.tocsr()
+        stored = matrix.data
+    else:
+        try:
+            matrix = np.asarray(features)
+            if matrix.dtype not in (np.float32, np.float64):
+                matrix = matrix.astype(np.float64)
+        except (TypeError, ValueError) as error:
+            raise RequestError(
+                f"features: not numeric ({error}); pass what the model's fit took, with its preprocessing in a Pipeline"
+            ) from error
+        stored = matrix
+    if matrix.ndim != 2:
+        raise RequestError(f"features: got {matrix.ndim} dimension(s); pass a table of shape (rows, features)")
+    if not np.all(np.isfinite(stored)):
+        bad = int(np.count_nonzero(~np.isfinite(stored)))
+        raise RequestError(f"features: {bad} value(s) are NaN or infinite; impute or drop those rows before the model")
+    return matrix

@@ -1,0 +1,17 @@
+"""Analyses' results in, HTML and Markdown strings out; nothing here reads or writes files but templates."""
+
+from mlflow_relabel_audit.reports.contest import render_contest
+from mlflow_relabel_audit.reports.context import ReportContext
+from mlflow_relabel_audit.reports.markdown import description_block, summary_markdown, verdict_sentence
+from mlflow_relabel_audit.reports.noise import render_noise
+from mlflow_relabel_audit.reports.robustness import render_robustness
+
+__all__ = [
+    "ReportContext",
+    "description_block",
+    "render_contest",
+    "render_noise",
+    "render_robustness",
+    "summary_markdown",
+    "verdict_sentence",
+]

@@ -1,0 +1,180 @@
+"""The page on one decision: which labels it rests on, and whether it stands without them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from mlflow_relabel_audit.reports import pictures, text
+from mlflow_relabel_audit.reports.context import ReportContext
+from mlflow_relabel_audit.reports.environment import render
+from mlflow_relabel_audit.reports.similar import Reader, reader
+from mlflow_relabel_audit.reports.tables import figure
+
+if TYPE_CHECKING:
+    from mlflow_relabel_audit.analyses.contest import ContestResult
+
+_LABELS = 5_000
+_ROWS_SHOWN = 300
+_CHARACTERS = 240_000
+_ROW_CHARACTERS = (120, 700)
+_REMOVED_SHOWN = 40
+
+
+def render_contest(result: ContestResult, context: ReportContext) -> str:
+    """Return the page that lets a reviewer go through one decision label by label.
+
+    Parameters
+    ----------
+    result : ContestResult
+        The decision, its flip set with influences in the margin, and the removal set where it was searched.
+    context : ReportContext
+        With ``include_rows`` and its frames, the rows themselves are shown.
+
+    Returns
+    -------
+    str
+        One self-contained HTML page.
+    """
+    rows = _rows(result, context)
+    return render(
+        "contest.html",
+        title="Contest of one decision",
+        context=context,
+        result=result,
+        classes=_classes(result, context),
+        sentence=_sentence(result, context),
+        certificate=_certificate(result),
+        figures=_figures(result),
+        own=rows.own() if rows else None,
+        review=_review(result, context, rows) if len(result.flip_set) else None,
+        path=_path(result, context) if len(result.flip_set) else None,
+        removed=_removed(result),
+        n_missing_labels=max(0, len(result.flip_set) - _LABELS),
+    )
+
+
+def _classes(result: ContestResult, context: ReportContext) -> tuple[str, str]:
+    """Return the class predicted now and the other one."""
+    negative, positive = context.class_names
+    return (positive, negative) if result.margin > 0 else (negative, positive)
+
+
+def _k(result: ContestResult) -> float:
+    """Return k, or the length of the estimated set where it was not verified; NaN where no set was found."""
+    if text.is_finite(result.k):
+        return float(result.k)
+    return float(len(result.flip_set)) if len(result.flip_set) else float("nan")
+
+
+def _sentence(result: ContestResult, context: ReportContext) -> dict[str, Any]:
+    """Return what the headline is made of."""
+    k = _k(result)
+    sure = result.probability if result.margin > 0 else 1 - result.probability
+    return {
+        "sure": sure,
+        "k": k,
+        "found": bool(np.isfinite(k)),
+        "about": "" if result.status == "verified" else "about ",
+        "share": k / max(result.n_train, 1),
+    }
+
+
+def _certificate(result: ContestResult) -> str:
+    """Return what is proved about smaller sets, in one sentence."""
+    if not text.is_finite(result.k_lower) or result.k_lower < 1:
+        return ""
+    lower, k = int(result.k_lower), _k(result)
+    if lower == k and result.status == "verified":
+        return "No smaller set of labels can change this decision: that is proved."
+    if lower > 1:
+        fewer = text.plural(lower - 1, "label")
+        return f"No {fewer} can change this decision, whichever are chosen: that is proved."
+    return "Smaller sets are not ruled out by proof; none was found."
+
+
+def _figures(result: ContestResult) -> list[dict[str, Any]]:
+    k = _k(result)
+    items = [
+        {"label": "labels that flip it together (k)", "value": text.count(k), "alarm": False},
+        {"label": "labels at least, proved (k_lower)", "value": text.count(result.k_lower), "alarm": False},
+        {"label": "probability of the positive class now", "value": text.probability(result.probability)},
+        {"label": "once those labels are changed", "value": text.probability(result.probability_after)},
+    ]
+    return [{"alarm": False, **item} for item in items if item["value"] != text.MISSING]
+
+
+def _rows(result: ContestResult, context: ReportContext) -> Reader | None:
+    if not context.include_rows or context.eval_rows is None:
+        return None
+    try:
+        row = context.eval_rows.loc[result.row_id]
+    except KeyError:
+        return None
+    if isinstance(row, pd.DataFrame):  # an id that stands twice names the first
+        row = row.iloc[0]
+    shown = min(max(len(result.flip_set), 1), _ROWS_SHOWN)
+    characters = int(np.clip(_CHARACTERS // shown, *_ROW_CHARACTERS))
+    others = _training_rows(result, context)
+    if others is None:
+        others = context.eval_rows.loc[[result.row_id]].iloc[:0]
+    return reader(row, others, characters)
+
+
+def _training_rows(result: ContestResult, context: ReportContext) -> pd.DataFrame | None:
+    if context.train_rows is None:
+        return None
+    wanted = pd.Index(result.flip_set["train_id"].head(_ROWS_SHOWN))
+    known = context.train_rows[~context.train_rows.index.duplicated()]
+    return known.loc[wanted.intersection(known.index, sort=False)]
+
+
+def _review(result: ContestResult, context: ReportContext, rows: Reader | None) -> dict[str, Any]:
+    """Return what the script needs to add the influences up again."""
+    labels = result.flip_set.head(_LABELS)
+    others = _training_rows(result, context) if rows else None
+    shown = []
+    for train_id in labels["train_id"].head(_ROWS_SHOWN if rows else 0):
+        known = rows is not None and others is not None and train_id in others.index
+        shown.append(rows.show(others.loc[train_id]) if known and rows and others is not None else None)
+    verified = result.status == "verified" and text.is_finite(result.probability_after)
+    return {
+        "margin": float(result.margin),
+        "offset": pictures.logit(result.threshold),
+        "classes": [text.visible(c) for c in context.class_names],
+        "ids": [text.visible(i) for i in labels["train_id"]],
+        "old": [text.visible(v, 60) for v in labels["train_label"]],
+        "new": [text.visible(v, 60) for v in labels["new_label"]],
+        "influence": [figure(v) or 0 for v in labels["influence"]],
+        "after": float(result.probability_after)
+        if verified and len(labels) == len(result.flip_set)
+        else None,
+        "positive": bool(text.is_finite(result.margin_after) and result.margin_after > 0),
+        "rows": shown,
+    }
+
+
+def _path(result: ContestResult, context: ReportContext) -> pictures.Chart:
+    probability = np.concatenate(
+        [[result.probability], result.flip_set["cumulative_probability"].to_numpy(dtype=float)]
+    )
+    after = float(result.probability_after) if text.is_finite(result.probability_after) else float("nan")
+    return pictures.label_path(probability, after, result.threshold, context.class_names)
+
+
+def _removed(result: ContestResult) -> dict[str, Any] | None:
+    """Return the removal set beside the relabelling set."""
+    if result.removal is None:
+        return None
+    rows = result.removal.removal_set
+    both = set(rows["train_id"]) & set(result.flip_set["train_id"])
+    return {
+        "k": result.removal.k,
+        "found": result.removal.found,
+        "probability_after": result.removal.probability_after,
+        "ids": rows["train_id"].head(_REMOVED_SHOWN).tolist(),
+        "more": max(0, len(rows) - _REMOVED_SHOWN),
+        "shared": len(both),
+    }

@@ -1,0 +1,159 @@
+"""The page on which training labels are probably wrong, and how many."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from mlflow_relabel_audit.reports import pictures, text
+from mlflow_relabel_audit.reports.context import ReportContext
+from mlflow_relabel_audit.reports.environment import render
+from mlflow_relabel_audit.reports.tables import Column, Table
+
+if TYPE_CHECKING:
+    from mlflow_relabel_audit.analyses.noise import NoiseResult
+
+_SUSPECTS = 5_000
+_ROW_CHARACTERS = 250_000
+_CLEAN = 0.01
+
+
+def render_noise(result: NoiseResult, context: ReportContext) -> str:
+    """Return noise.html: the rate of wrong labels with its interval, and the suspects for a reviewer.
+
+    Parameters
+    ----------
+    result : NoiseResult
+        Scores of every training row, the flagged ones, the rate and the findings.
+    context : ReportContext
+        With ``include_rows`` and ``train_rows``, each suspect opens to show its row.
+
+    Returns
+    -------
+    str
+        One self-contained HTML page.
+    """
+    suspects = result.suspects.head(_SUSPECTS)
+    return render(
+        "noise.html",
+        title="Label noise audit",
+        context=context,
+        sentence=_sentence(result),
+        meaning=_meaning(result),
+        figures=_figures(result),
+        findings=result.findings,
+        classes=_classes(result),
+        chart=_chart(result),
+        table=_table(suspects, context).payload() if len(suspects) else None,
+        n_suspects=len(result.suspects),
+        n_shown=len(suspects),
+    )
+
+
+def _sentence(result: NoiseResult) -> str:
+    estimate, low, high = result.noise_rate
+    if not text.is_finite(estimate):
+        return "The share of wrong labels cannot be told from this data."
+    spread = f"{text.percent(low)} to {text.percent(high)}"
+    if low < _CLEAN:
+        estimated = f"an estimated {text.percent(estimate)} wrong ({spread})"
+        return f"The labels are consistent with no noise: {estimated}."
+    return f"About {text.percent(estimate)} of the training labels are probably wrong ({spread})."
+
+
+def _levels(result: NoiseResult) -> tuple[int, int]:
+    """Return how many suspects are more likely wrong than right, and how many are worth a look."""
+    sure = int((result.suspects["score"] > 0.5).sum())
+    return sure, len(result.suspects) - sure
+
+
+def _meaning(result: NoiseResult) -> str:
+    if not text.is_finite(result.noise_rate[0]):
+        return ""
+    sure, check = _levels(result)
+    if not sure and not check:
+        return "No single label stands out as wrong."
+    words = f"{text.plural(sure, 'label is', 'labels are')} more likely wrong than right"
+    return (
+        f"{words}; {text.count(check)} more {'is' if check == 1 else 'are'} worth a look."
+        if check
+        else words + "."
+    )
+
+
+def _figures(result: NoiseResult) -> list[dict[str, Any]]:
+    estimate, low, _ = result.noise_rate
+    if not text.is_finite(estimate):
+        return []
+    sure, check = _levels(result)
+    return [
+        {"label": "of the labels wrong, estimated", "value": text.percent(estimate), "alarm": low >= _CLEAN},
+        {"label": "labels more likely wrong than right", "value": text.count(sure), "alarm": sure > 0},
+        {"label": "more worth a look", "value": text.count(check), "alarm": False},
+        {"label": "labels scored", "value": text.count(len(result.scores)), "alarm": False},
+    ]
+
+
+def _classes(result: NoiseResult) -> list[dict[str, Any]]:
+    """Return, for each class as labelled, how many labels are expected to be wrong."""
+    scores = result.scores
+    if scores["score"].isna().all():
+        return []
+    flagged = set(result.suspects["train_id"])
+    return [
+        {
+            "label": label,
+            "n": len(part),
+            "flagged": int(part["train_id"].isin(flagged).sum()),
+            "expected": round(float(part["score"].sum())),
+            "share": float(part["score"].mean()),
+        }
+        for label, part in scores.groupby("label", sort=True)
+    ]
+
+
+def _chart(result: NoiseResult) -> pictures.Chart | None:
+    if not len(result.suspects):
+        return None
+    shown = min(len(result.scores), max(20, 2 * len(result.suspects)))
+    return pictures.review_yield(result.scores["score"].to_numpy(dtype=float), shown)
+
+
+def _table(suspects: pd.DataFrame, context: ReportContext) -> Table:
+    columns = [
+        Column("Training row", "text", suspects["train_id"].tolist()),
+        Column("Label", "word", suspects["label"].tolist(), "as it stands in the training data"),
+        Column("Suggested", "word", suspects["suggested_label"].tolist(), "what the other rows speak for"),
+        Column("Wrong?", "probability", suspects["score"].tolist(), "probability that the label is wrong"),
+        Column(
+            "Unseen",
+            "probability",
+            suspects["probability_out_of_sample"].tolist(),
+            "probability of the positive class by models that did not see the row",
+        ),
+    ]
+    if suspects["flip_set_count"].notna().any():
+        hint = "flip sets the row stands in: how many predictions lean on it"
+        columns.append(Column("Flip sets", "count", suspects["flip_set_count"].tolist(), hint))
+    details: list[Any] = []
+    labels: list[str] = []
+    if context.include_rows and context.train_rows is not None:
+        details, labels = row_details(suspects["train_id"], context.train_rows)
+    return Table(columns, sort=3, descending=True, details=details, detail_labels=labels)
+
+
+def row_details(ids: pd.Series[Any], rows: pd.DataFrame) -> tuple[list[Any], list[str]]:
+    """Return each row's columns as visible text, within a budget of characters; None where unknown."""
+    known = rows[~rows.index.duplicated()]
+    names = list(known.columns[:40])
+    limit = max(60, min(text.TEXT_LIMIT, _ROW_CHARACTERS // max(1, len(ids) * len(names))))
+    details: list[Any] = []
+    spent = 0
+    for row_id in ids:
+        shown = None
+        if row_id in known.index and spent < _ROW_CHARACTERS:
+            shown = [text.visible(value, limit) for value in known.loc[row_id, names]]
+            spent += sum(map(len, shown))
+        details.append(shown)
+    return details, [text.visible(name, 60) for name in names]

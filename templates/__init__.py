@@ -1,0 +1,1 @@
+"""Jinja templates of the reports, read as package resources of ``mlflow_relabel_audit.templates``."""

@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+
+from mlflow_relabel_audit.analyses.correction import _half, _models, correction
+from mlflow_relabel_audit.analyses.foldout import fold_out
+from mlflow_relabel_audit.curvature import find_stationary_point
+from mlflow_relabel_audit.errors import RequestError
+from mlflow_relabel_audit.problem import read_problem
+from mlflow_relabel_audit.rows import Rows
+
+
+def setting(rate, seed=0, **options):
+    rng = np.random.default_rng(seed)
+    theta = 2 * rng.normal(size=6)
+    X = rng.normal(size=(2400, 6))
+    y = (rng.random(2400) < 1 / (1 + np.exp(-X @ theta))).astype(int)
+    given = np.where(rng.random(1600) < rate * y[:1600], 0, y[:1600])
+    model = LogisticRegression(C=1.0, tol=1e-8, **options).fit(X[:1600], given)
+    problem = read_problem(model)
+    rows = Rows(X[:1600], given, np.ones(1600), intercept=True)
+    return problem, rows, find_stationary_point(problem, rows), X[1600:], y[1600:]
+
+
+def test_relabelling_noise_pays():
+    problem, rows, point, X_eval, y_eval = setting(rate=0.35)
+    result = correction(problem, rows, point, fold_out(problem, rows, point), X_eval, y_eval)
+    table = result.table.set_index("action")
+    assert list(table.index) == ["nothing", "relabel", "drop"]
+    assert table.loc["nothing", "loss_change"] == 0
+    assert table.loc["relabel", "loss_change_high"] < 0
+    assert table.loc["relabel", "accuracy_change"] > 0
+    assert table.loc["relabel", "count"] > 0
+    assert (
+        table["rows"].tolist() == [401] * 3
+    )  # two odd classes: the halves keep their extra rows for the report
+    assert result.findings[0].code == "N021"
+    lowest = result.candidates[result.candidates["action"] == "relabel"].set_index("count")["loss"].idxmin()
+    assert lowest == table.loc["relabel", "count"]
+
+
+def test_where_labels_are_clean_no_gain_is_claimed():
+    problem, rows, point, X_eval, y_eval = setting(rate=0.0)
+    result = correction(problem, rows, point, fold_out(problem, rows, point), X_eval, y_eval)
+    relabel = result.table.set_index("action").loc["relabel"]
+    assert relabel["count"] <= 0.02 * rows.n
+    assert abs(relabel["loss_change"]) < 0.01
+    assert result.findings[0].code == "N020"
+
+
+def test_the_figures_are_those_of_an_independent_refit():
+    problem, rows, point, X_eval, y_eval = setting(rate=0.3, class_weight="balanced")
+    result = correction(
+        problem, rows, point, fold_out(problem, rows, point), X_eval, y_eval, counts=(50,), seed=1
+    )
+    order = np.arange(rows.n)
+    theta = _models(problem, rows, point, order, np.array([50]), "relabel")[:, 0]
+    labels = rows.y.copy()
+    labels[:50] = 1 - labels[:50]
+    model = LogisticRegression(C=1.0, tol=1e-10, class_weight="balanced").fit(rows.features, labels)
+    np.testing.assert_allclose(theta[:-1], model.coef_[0], atol=1e-3)
+    theta = _models(problem, rows, point, order, np.array([50]), "drop")[:, 0]
+    model = LogisticRegression(C=1.0, tol=1e-10, class_weight="balanced").fit(rows.features[50:], rows.y[50:])
+    np.testing.assert_allclose(theta[:-1], model.coef_[0], atol=1e-3)
+    reporting = ~_half(y_eval.astype(float), seed=1)
+    margin = X_eval[reporting] @ point.theta[:-1] + point.theta[-1]
+    want = log_loss(y_eval[reporting], 1 / (1 + np.exp(-margin)))
+    assert result.table["loss"][0] == pytest.approx(want)
+
+
+def test_halves_are_stratified():
+    truth = np.repeat([0.0, 1.0], [30, 11])
+    chosen = _half(truth, seed=0)
+    assert chosen[truth == 1].sum() == 5
+    assert chosen[truth == 0].sum() == 15
+
+
+def test_too_few_evaluation_rows():
+    problem, rows, point, X_eval, y_eval = setting(rate=0.1)
+    out = fold_out(problem, rows, point, deals=1)
+    with pytest.raises(RequestError, match="39 evaluation rows and 39 labels; pass at least 40"):
+        correction(problem, rows, point, out, X_eval[:39], y_eval[:39])

@@ -1,0 +1,79 @@
+"""Small fitted models, and scikit-learn refits of them at tight tolerance, as an independent witness."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+from sklearn.linear_model import LogisticRegression
+
+from mlflow_relabel_audit.curvature import StationaryPoint, find_stationary_point
+from mlflow_relabel_audit.problem import Problem, read_problem
+from mlflow_relabel_audit.rows import Rows
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A model with everything the numerical layers ask for."""
+
+    X: Any
+    y: np.ndarray
+    weight: np.ndarray
+    options: dict[str, Any]
+    problem: Problem
+    rows: Rows
+    point: StationaryPoint
+
+    def refit(self, y: np.ndarray | None = None, without: Any = ()) -> LogisticRegression:
+        """Fit scikit-learn's estimator afresh, with other labels or without some rows."""
+        keep = np.setdiff1d(np.arange(len(self.y)), without)
+        labels = self.y if y is None else y
+        return estimator(self.options).fit(self.X[keep], labels[keep], sample_weight=self.weight[keep])
+
+    def margin(self, x: np.ndarray, **changes: Any) -> float:
+        """Margin of a raw row under the refit."""
+        return float(self.refit(**changes).decision_function(x[None, :])[0]) - self.problem.cut
+
+    def row(self, x: np.ndarray) -> np.ndarray:
+        """Append the one where an intercept is fitted."""
+        return np.append(x, 1.0) if self.rows.intercept else x
+
+    def evaluation(self, X: np.ndarray) -> Rows:
+        return Rows(X, np.zeros(len(X)), np.ones(len(X)), intercept=self.rows.intercept)
+
+
+def estimator(options: dict[str, Any]) -> LogisticRegression:
+    return LogisticRegression(tol=1e-11, max_iter=200_000, random_state=0, **options)
+
+
+def fitted(
+    n: int = 150,
+    p: int = 4,
+    seed: int = 0,
+    sparse: bool = False,
+    weighted: bool = False,
+    threshold: float = 0.5,
+    noise: float = 1.5,
+    X: Any = None,
+    y: Any = None,
+    kind: str | None = None,
+    **options: Any,
+) -> Fitted:
+    """Fit a model to drawn data, or to the data given."""
+    rng = np.random.default_rng(seed)
+    drawn = rng.standard_normal((n, p))
+    if sparse:
+        drawn *= rng.random((n, p)) < 0.5
+    signal = drawn @ np.linspace(1.0, -0.5, p) + 0.3 + noise * rng.standard_normal(n)
+    X = drawn if X is None else X
+    y = (signal > 0).astype(float) if y is None else np.asarray(y, dtype=float)
+    weight = rng.integers(0, 3, len(y)) * 0.5 + 0.5 if weighted else np.ones(len(y))
+    features = sp.csr_matrix(X) if sparse else X
+    options = {"C": 0.5, **options}
+    model = estimator(options).fit(features, y, sample_weight=weight)
+    problem = read_problem(model, threshold=threshold)
+    rows = Rows(features, y, weight, intercept=problem.intercept)
+    point = find_stationary_point(problem, rows, kind=kind)
+    return Fitted(features, y, weight, options, problem, rows, point)

@@ -1,0 +1,321 @@
+"""Results as the analyses give them, made by hand: a page must not depend on how they were computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+
+from mlflow_relabel_audit.reports import ReportContext
+
+N_TRAIN = 426
+
+CONTEXT = ReportContext(
+    model_name="tumour-screening",
+    model_uri="models:/tumour-screening/3",
+    model_version="3",
+    run_id="0f3c2d6b9a1e4a5f8b7c6d5e4f3a2b1c",
+    tracking_uri="sqlite:///mlflow.db",
+    train_source="breast_cancer_train.parquet",
+    eval_source="breast_cancer_test.parquet",
+    n_train=N_TRAIN,
+    n_eval=143,
+    n_features=30,
+    threshold=0.5,
+    class_names=("malignant", "benign"),
+    package_version="0.1.0",
+    generated_at="2025-06-01 12:00 UTC",
+)
+
+
+def robustness_result(
+    n: int = 143, n_train: int = N_TRAIN, seed: int = 0, names=("malignant", "benign"), missing: float = 0.0
+) -> SimpleNamespace:
+    """Return a robustness result with the shape of a real one: k grows with the margin."""
+    rng = np.random.default_rng(seed)
+    margin = rng.normal(1.0, 3.2, n)
+    probability = 1 / (1 + np.exp(-margin))
+    k = np.clip(np.round(np.abs(margin) * n_train * 0.012 * np.exp(rng.normal(0, 0.45, n))), 1, n_train // 2)
+    lower = np.maximum(1, np.floor(k * rng.uniform(0.5, 1.0, n)))
+    paper = np.where(rng.random(n) < 0.25, np.nan, np.round(k * rng.uniform(1.0, 4.0, n)))
+    lost = rng.random(n) < missing
+    positive = margin >= 0
+    label = np.where(rng.random(n) < 0.04, ~positive, positive)
+    shown = pd.array(np.where(lost, np.nan, k), dtype="Int64")
+    predictions = pd.DataFrame(
+        {
+            "row_id": np.arange(1000, 1000 + n),
+            "label": np.where(label, names[1], names[0]),
+            "predicted": np.where(positive, names[1], names[0]),
+            "probability": probability,
+            "margin": margin,
+            "k_paper": pd.array(paper, dtype="Int64"),
+            "k_estimate": shown,
+            "k": shown,
+            "k_lower": pd.array(np.where(lost, np.nan, lower), dtype="Int64"),
+            "fraction": np.where(lost, np.nan, k / n_train),
+            "status": np.where(lost, "not_flippable", "verified"),
+            "correct": pd.array(label == positive, dtype="boolean"),
+        }
+    )
+    rows = []
+    pool = rng.permutation(n_train)
+    for row in predictions.itertuples():
+        if row.k is pd.NA:
+            continue
+        size = int(row.k)
+        train = np.unique(np.minimum(rng.exponential(n_train / 6, size * 2).astype(int), n_train - 1))[:size]
+        for rank, at in enumerate(train, start=1):
+            positive_row = bool(at % 2)
+            rows.append(
+                (
+                    row.row_id,
+                    rank,
+                    int(pool[at]),
+                    names[positive_row],
+                    names[not positive_row],
+                    -row.margin / size * 1.02,
+                )
+            )
+    flip_sets = pd.DataFrame(
+        rows, columns=["row_id", "rank", "train_id", "train_label", "new_label", "influence"]
+    )
+    summary = {"k_median": float(np.median(k)) if n else float("nan")}
+    return SimpleNamespace(predictions=predictions, flip_sets=flip_sets, summary=summary)
+
+
+def with_context(**changes) -> ReportContext:
+    return replace(CONTEXT, **changes)
+
+
+def contest_result(k: int = 6, n_train: int = N_TRAIN, removal: bool = True, **changes) -> SimpleNamespace:
+    """Return a contest of a benign prediction that k labels flip."""
+    margin = 1.9
+    influence = -1.04 * margin * np.linspace(2, 1, k) / np.linspace(2, 1, k).sum() if k else np.zeros(0)
+    train_ids = np.arange(k) * 7 + 11
+    cumulative = margin + np.cumsum(influence)
+    flip_set = pd.DataFrame(
+        {
+            "rank": np.arange(1, k + 1),
+            "train_id": train_ids,
+            "train_label": "benign",
+            "new_label": "malignant",
+            "influence": influence,
+            "cumulative_margin": cumulative,
+            "cumulative_probability": 1 / (1 + np.exp(-cumulative)),
+        }
+    )
+    fields = {
+        "row_id": 1042,
+        "label": "malignant",
+        "predicted": "benign",
+        "probability": 1 / (1 + np.exp(-margin)),
+        "margin": margin,
+        "threshold": 0.5,
+        "k": k or None,
+        "k_lower": max(1, k - 2),
+        "k_paper": 2 * k,
+        "status": "verified" if k else "not_flippable",
+        "flip_set": flip_set,
+        "margin_after": -0.06 if k else None,
+        "probability_after": 0.485 if k else None,
+        "removal": SimpleNamespace(
+            k=k + 9,
+            removal_set=pd.DataFrame({"train_id": np.arange(k + 9) * 7 + 4, "rank": np.arange(1, k + 10)}),
+            margin_after=-0.02,
+            probability_after=0.495,
+            found=True,
+        )
+        if removal
+        else None,
+        "n_train": n_train,
+    }
+    return SimpleNamespace(**{**fields, **changes})
+
+
+def feature_rows(ids, seed: int = 0) -> pd.DataFrame:
+    """Return rows of measurements and one category under the given ids."""
+    rng = np.random.default_rng(seed)
+    names = [
+        "mean radius",
+        "mean texture",
+        "mean area",
+        "mean smoothness",
+        "worst concavity",
+        "worst symmetry",
+    ]
+    frame = pd.DataFrame(rng.normal(10, 2, (len(ids), len(names))).round(2), columns=names, index=list(ids))
+    frame["clinic"] = rng.choice(["north", "south"], len(ids))
+    return frame
+
+
+def text_rows(ids, seed: int = 0) -> pd.DataFrame:
+    """Return rows of running text under the given ids."""
+    rng = np.random.default_rng(seed)
+    words = (
+        "subscribe",
+        "channel",
+        "free",
+        "music",
+        "win",
+        "phone",
+        "this",
+        "song",
+        "is",
+        "great",
+        "love",
+        "the",
+    )
+    return pd.DataFrame({"text": [" ".join(rng.choice(words, 24)) for _ in ids]}, index=list(ids))
+
+
+@dataclass(frozen=True)
+class Finding:
+    code: str
+    level: str
+    message: str
+    applicable: bool = True
+
+
+def noise_result(n: int = N_TRAIN, n_suspects: int = 24, seed: int = 0, **changes) -> SimpleNamespace:
+    """Return a noise result in which a few labels stand out."""
+    rng = np.random.default_rng(seed)
+    score = np.clip(rng.beta(0.4, 12, n), 0, 0.19)
+    score[:n_suspects] = np.linspace(0.98, 0.22, n_suspects)
+    positive = rng.random(n) < 0.6
+    names = np.array(CONTEXT.class_names, dtype=object)
+    flagged = np.arange(n) < n_suspects
+    scores = pd.DataFrame(
+        {
+            "train_id": rng.permutation(n),
+            "label": names[positive.astype(int)],
+            "suggested_label": names[(positive ^ flagged).astype(int)],
+            "score": score,
+            "probability_out_of_sample": np.where(positive ^ flagged, 1 - score, score),
+            "flip_set_count": pd.array(rng.integers(0, 60, n), dtype="Int64"),
+        }
+    )
+    suspects = scores[flagged].sort_values("score", ascending=False)
+    suspects = suspects.assign(level=np.where(suspects["score"] > 0.5, "sure", "check")).reset_index(
+        drop=True
+    )
+    rate = (0.058, 0.031, 0.094) if n_suspects else (0.006, 0.0, 0.021)
+    message = "Label noise: an estimated 5.8% of the labels (95 % interval 3.1% to 9.4%) are wrong."
+    fields = {
+        "scores": scores,
+        "suspects": suspects,
+        "noise_rate": rate,
+        "summary": {"noise_rate": rate[0], "suspect_count": float(n_suspects)},
+        "findings": (
+            Finding("N002", "warning", message)
+            if n_suspects
+            else Finding("N001", "info", "Consistent with no label noise: the estimate is 0.6%."),
+            Finding("N005", "info", "The rate is read off the training labels alone.", applicable=False),
+        ),
+    }
+    return SimpleNamespace(**{**fields, **changes})
+
+
+CANARY = "window.relabelCanary=1"
+HOSTILE = (
+    f"<script>{CANARY}</script>",
+    f'"><img src=x onerror="{CANARY}">',
+    f"</script><script>{CANARY}</script>",
+    f"<svg onload={CANARY}><a href='javascript:{CANARY}'>",
+    f"<!--<script>{CANARY}",
+    f"' onmouseover='{CANARY}' autofocus onfocus='{CANARY}",
+    "{{ 1234567*9 }}{% raw %}{# no #}",
+    "\u202eright to left\u2066 isolate",
+    "zero\u200bwidth\u00adhyphen\ufeff",
+    "$x^2$ \\frac{1}{2}",
+    "nul\x00 lone \ud800 surrogate",
+    "line\u2028separator\nnewline",
+    "e" + "\u0301" * 200,
+    "x" * 1_000_000,
+)
+
+
+def objects(values, index=None) -> pd.Series:
+    """Return texts as an object column; pandas' own strings hold no lone surrogates."""
+    return pd.Series(list(values), dtype=object, index=index)
+
+
+def hostile_context() -> ReportContext:
+    """Return a context in which every text is hostile, rows included."""
+    ids = [f"{text[:200]} #{i}".replace("\ud800", "") for i, text in enumerate(HOSTILE)]
+    index = pd.Index(ids, dtype=object)
+    passages = ("some words that are long enough to be running text " + t for t in HOSTILE)
+    rows = pd.DataFrame(
+        {
+            HOSTILE[0]: objects(HOSTILE, index),
+            HOSTILE[1]: np.arange(len(HOSTILE), dtype=float),
+            "plain text": objects(passages, index),
+        },
+        index=index,
+    )
+    return with_context(
+        model_name=HOSTILE[0],
+        model_uri=HOSTILE[1],
+        model_version=HOSTILE[2],
+        run_id=HOSTILE[3],
+        tracking_uri=HOSTILE[4],
+        train_source=HOSTILE[5],
+        eval_source=HOSTILE[-1],
+        class_names=(HOSTILE[6] + HOSTILE[0], HOSTILE[9] + HOSTILE[1]),
+        package_version=HOSTILE[0],
+        generated_at=HOSTILE[1],
+        messages=HOSTILE,
+        include_rows=True,
+        train_rows=rows,
+        eval_rows=rows,
+    )
+
+
+def hostile_robustness() -> SimpleNamespace:
+    """Return a robustness result in which ids and labels are hostile."""
+    context = hostile_context()
+    result = robustness_result(n=len(HOSTILE), names=context.class_names)
+    ids = list(context.train_rows.index)
+    predictions = result.predictions.assign(row_id=objects(ids))
+    flip_sets = result.flip_sets.assign(
+        row_id=objects(ids[int(i) - 1000] for i in result.flip_sets["row_id"]),
+        train_id=objects(ids[int(i) % len(ids)] for i in result.flip_sets["train_id"]),
+    )
+    return SimpleNamespace(predictions=predictions, flip_sets=flip_sets, summary=result.summary)
+
+
+def hostile_contest() -> SimpleNamespace:
+    """Return a contest in which ids and labels are hostile."""
+    context = hostile_context()
+    ids = list(context.train_rows.index)
+    result = contest_result(k=len(ids))
+    negative, positive = context.class_names
+    flip_set = result.flip_set.assign(train_id=objects(ids), train_label=positive, new_label=negative)
+    removal = SimpleNamespace(
+        **{**vars(result.removal), "removal_set": pd.DataFrame({"train_id": objects(ids)})}
+    )
+    changes = {"flip_set": flip_set, "removal": removal, "row_id": ids[0], "label": HOSTILE[0]}
+    return SimpleNamespace(**{**vars(result), **changes, "predicted": positive})
+
+
+def hostile_noise() -> SimpleNamespace:
+    """Return a noise result in which ids, labels and messages are hostile."""
+    context = hostile_context()
+    result = noise_result(n=len(HOSTILE), n_suspects=len(HOSTILE))
+    ids = list(context.train_rows.index)
+    findings = tuple(Finding("N002", "warning", message) for message in HOSTILE)
+    changes = {
+        "train_id": objects(ids),
+        "label": context.class_names[0],
+        "suggested_label": context.class_names[1],
+    }
+    return SimpleNamespace(
+        **{
+            **vars(result),
+            "scores": result.scores.assign(**changes),
+            "suspects": result.suspects.assign(**changes),
+            "findings": findings,
+        }
+    )

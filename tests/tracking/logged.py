@@ -1,0 +1,37 @@
+"""Runs and models for tests, logged as a user would log them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+
+_random = np.random.default_rng(0)
+FRAME = pd.DataFrame(
+    {
+        "a": _random.normal(size=60),
+        "b": _random.normal(size=60),
+        "label": _random.integers(0, 2, size=60),
+    }
+)
+
+
+def log_models(
+    *, example: Any = None, serialization_format: str = "skops", **models: Any
+) -> tuple[str, dict[str, Any]]:
+    """Start a run and log each model under its keyword; returns the run's id and MLflow's ModelInfo by name."""
+    example = FRAME[["a", "b"]] if example is None else example
+    logged = {}
+    with mlflow.start_run() as run:
+        for name, model in models.items():
+            signature = mlflow.models.infer_signature(example, model.predict(example).astype(float))
+            logged[name] = mlflow.sklearn.log_model(
+                model,
+                name=name,
+                signature=signature,
+                pip_requirements=["scikit-learn"],  # not inferred: that takes seconds
+                serialization_format=serialization_format,
+            )
+    return run.info.run_id, logged
