@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from sklearn.base import BaseEstimator
+from sklearn.feature_selection import SelectorMixin, VarianceThreshold
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
@@ -158,6 +159,8 @@ def supervised_steps(transformer: Any) -> list[str]:
 
 
 def _needs_labels(step: Any) -> bool:
+    if isinstance(step, SelectorMixin):  # selectors use labels whatever their tags say
+        return not isinstance(step, VarianceThreshold)
     if hasattr(step, "__sklearn_tags__"):
         return bool(step.__sklearn_tags__().target_tags.required)
     return bool(step._get_tags().get("requires_y", False))
@@ -180,7 +183,7 @@ def read_problem(estimator: Any, *, threshold: float = 0.5) -> Problem:
         check_is_fitted(final, "coef_")
     except Exception as error:
         raise UnsupportedModelError("model: got an estimator that is not fitted; fit it, or log the fitted one") from error
-    classes = list(final.classes_)
+    classes = np.asarray(final.classes_).tolist()
     if len(classes) != 2:
         raise UnsupportedModelError(
             f"model: got {len(classes)} classes; this audit takes two (audit one class against the rest)"

@@ -30,7 +30,7 @@
       case "count": return grouped(value, value % 1 ? 1 : 0);
       case "probability": return probability(value);
       case "percent": return percent(value);
-      case "signed": return signed(value);
+      case "ratio": return grouped(value, 2);
       default: return String(value);
     }
   }
@@ -99,6 +99,7 @@
 
     function rowText(i) { return columns.map(function (c) { return shown(c, c.values[i]); }).join("\n").toLowerCase(); }
     function compare(a, b) {
+      if (sorted.column === columns.length) { return a - b; }  // as given
       var column = columns[sorted.column], x = column.values[a], y = column.values[b];
       if (x === null || y === null) { return x === y ? a - b : x === null ? 1 : -1; }
       var by = textual(column) ? collator.compare(shown(column, x), shown(column, y)) : x - y;

@@ -89,7 +89,7 @@ class Browser:
 
     def click(self, element: Any) -> None:
         """Bring an element to the middle of the frame and click it as a person does."""
-        self.run("arguments[0].scrollIntoView({block: 'center'})", element)
+        self.run("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", element)
         element.click()
 
     def button(self, words: str, within: str = "main") -> Any:
@@ -97,10 +97,9 @@ class Browser:
         return next(b for b in self.all(f"{within} button") if b.text == words)
 
     def scheme(self, name: str) -> None:
-        """Emulate the system's ``light`` or ``dark`` preference, and one for no motion: clicks need not wait."""
-        wanted = {"prefers-color-scheme": name, "prefers-reduced-motion": "reduce"}
-        features = [{"name": key, "value": value} for key, value in wanted.items()]
-        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+        """Emulate the system's ``light`` or ``dark`` preference."""
+        feature = {"name": "prefers-color-scheme", "value": name}
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
 
     def resize(self, width: int, height: int) -> None:
         """Set the window's size."""
@@ -130,8 +129,8 @@ class Browser:
             gap = width - int(self.run("return window.innerWidth"))
             if gap == 0:
                 break
-            self.resize(self.window[0] + round(1.5 * gap) + (gap > 0) - (gap < 0), self.window[1])
-            time.sleep(0.1)
+            self.resize(self.window[0] + (gap if abs(gap) < 4 else round(1.5 * gap)), self.window[1])
+            time.sleep(0.15)
         assert int(self.run("return window.innerWidth")) == width
         content = int(self.run("return document.documentElement.scrollHeight"))
         self.resize(self.window[0], min(content + 260, 12_000))
@@ -148,7 +147,7 @@ class Browser:
         return path
 
     def errors(self) -> list[str]:
-        """Return what the report, not MLflow's own pages, wrote to the console as an error since last asked."""
+        """Return the errors the report itself, not MLflow's pages, wrote to the console since last asked."""
         entries = self.driver.get_log("browser")
         own = [e for e in entries if e["level"] in ("SEVERE", "WARNING")]
         return [e["message"] for e in own if "blob:" in e["message"]]
@@ -166,8 +165,5 @@ class Browser:
             ".then(r => done(r.violations), e => done(String(e)));"
         )
         assert isinstance(result, list), result
-        return [
-            f"{v['id']} ({v['impact']}): {v['nodes'][0]['html'][:160]} {v['nodes'][0]['failureSummary'][:300]}"
-            for v in result
-            if v["impact"] in ("serious", "critical")
-        ]
+        found = [(v["id"], v["nodes"][0]) for v in result if v["impact"] in ("serious", "critical")]
+        return [f"{name}: {node['html'][:160]} {node['failureSummary'][:300]}" for name, node in found]

@@ -61,19 +61,17 @@ def store(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch)
     yield from _current(f"sqlite:///{folder}/mlflow.db", experiment="tests")
 
 
-def _current(uri: str, experiment: str | None = None) -> Iterator[Store]:
+def _current(uri: str, experiment: str = "Default") -> Iterator[Store]:
     import mlflow
 
     from mlflow_relabel_audit.tracking import Store
 
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(uri)
-    if experiment is not None:
-        mlflow.set_experiment(experiment)
+    mlflow.set_experiment(experiment)
     try:
         yield Store.connect(uri)
     finally:
         while mlflow.active_run() is not None:
             mlflow.end_run()
         mlflow.set_tracking_uri(before)
-        mlflow.set_experiment(experiment_id="0") if experiment is None else None

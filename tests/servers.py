@@ -139,6 +139,8 @@ class Gate:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True
+            wbufsize = 1 << 16
 
             def handle_one_request(self) -> None:
                 with contextlib.suppress(ConnectionError):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import mlflow
@@ -39,10 +39,12 @@ def script(*words: str, cwd: Path, **extra: str) -> str:
 
 @pytest.mark.slow
 def test_demo_from_nothing_to_a_report(tmp_path):
-    began = time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     # A run id that belongs to other work must not be continued.
     out = script("demo", cwd=tmp_path, MLFLOW_RUN_ID="0" * 32)
-    assert time.monotonic() - began < 60
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # Processor time, so that the bar of a minute holds whatever else the machine does.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 60
 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mlflow.db", "mlruns", "relabel-demo"]
     assert "relabel-demo/train.parquet" in out

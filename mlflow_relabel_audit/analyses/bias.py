@@ -235,7 +235,7 @@ def _check(
     if len(predictions) == 0:
         raise RequestError("predictions: got 0 rows; audit at least one prediction")
     if predictions["row_id"].duplicated().any():
-        twice = predictions.loc[predictions["row_id"].duplicated(), "row_id"].iloc[0]
+        twice = predictions.loc[predictions["row_id"].duplicated(), "row_id"].tolist()[0]
         raise RequestError(f"predictions: row_id {twice!r} occurs twice; pass one row per row id")
     if train_labels is None:
         raise RequestError(
@@ -286,8 +286,8 @@ def _outcomes(predictions: pd.DataFrame, classes: tuple[Any, Any]) -> dict[str, 
         odd = predictions["label"].notna().to_numpy() & ~is_positive & ~is_negative
         if odd.any():
             raise RequestError(
-                f"predictions: {int(odd.sum())} labels (first: {predictions['label'][odd].iloc[0]!r}) are "
-                f"none of the classes {list(classes)}; pass labels as the model knows them"
+                f"predictions: {int(odd.sum())} labels (first: {predictions['label'][odd].tolist()[0]!r}) "
+                f"are none of the classes {list(classes)}; pass labels as the model knows them"
             )
         masks["false_positive"], masks["false_negative"] = positive & is_negative, ~positive & is_positive
         masks["misclassified"] = masks["false_positive"] | masks["false_negative"]

@@ -115,7 +115,8 @@ def _of_errors(table: pd.DataFrame, gap: pd.Series[Any]) -> pd.DataFrame:
     chosen = (table["eval_group"] == gap["group"]) & (table["outcome"] == _side(gap))
     if gap["group"] != ALL:
         chosen &= table["attribute"] == gap["attribute"]
-    return table.loc[chosen]
+    rows: pd.DataFrame = table.loc[chosen]
+    return rows
 
 
 def _stands_out(table: pd.DataFrame, alpha: float) -> pd.Series[Any]:

@@ -263,5 +263,6 @@ def _drivers(slices: list[_Slice], usage: Any, members: Any, attributes: list[At
         "n_sets",
         "weight",
     ]
-    empty = pd.DataFrame({name: np.array([], dtype=np.int64) for name in names})
-    return pd.concat(parts, ignore_index=True) if parts else empty
+    empty: pd.DataFrame = pd.DataFrame({name: np.array([], dtype=np.int64) for name in names})
+    table: pd.DataFrame = pd.concat(parts, ignore_index=True) if parts else empty
+    return table

@@ -98,8 +98,8 @@ def metrics_by_group(
                 }
             row |= _flips(k, mask, ~mask, alpha)
         rows.append(row)
-    table: pd.DataFrame = pd.DataFrame(rows, columns=list(COLUMNS))
-    table = table.astype(dict.fromkeys(FIGURES, np.float64))
+    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    table: pd.DataFrame = frame.astype(dict.fromkeys(FIGURES, np.float64))
     table["excess_p_adjusted"] = holm(table["excess_p"].to_numpy())
     table["k_p_adjusted"] = holm(table["k_p"].to_numpy())
     return table

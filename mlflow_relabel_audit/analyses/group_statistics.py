@@ -258,15 +258,17 @@ def excess(positive: FloatArray, probability: FloatArray, n_train: int, alpha: f
     """Test the model's probabilities in one group against the group's evaluation labels.
 
     A logistic regression that knows the group, and was trained on labels drawn as the evaluation labels were,
-    predicts the group's rate up to the noise of both samples, whatever its features: similar rows may lean
-    on each other without this figure moving. Labels that were changed in training move it. The variance is
-    the evaluation labels' and, scaled by the sizes, the training labels'.
+    predicts the group's rate up to the noise of both samples, whatever its features: similar rows may lean on
+    each other without this figure moving. Labels that were changed in training move it. The variance is the
+    evaluation labels' and, scaled by the sizes, the training labels'; that of a label is what the probabilities
+    say, or what the residuals show where the model fits the group worse than it thinks.
     """
     n = len(positive)
     if n == 0:
         return Excess(float("nan"), float("nan"), float("nan"), float("nan"))
-    gap = float(np.mean(positive - probability))
-    spread = float(np.mean(probability * (1.0 - probability)))
+    residual = positive - probability
+    gap = float(np.mean(residual))
+    spread = max(float(np.mean(probability * (1.0 - probability))), float(np.var(residual)))
     deviation = float(np.sqrt(spread * (1.0 / n + (1.0 / n_train if n_train else 0.0))))
     half = float(stats.norm.isf(alpha / 2.0)) * deviation
     p_value = float(2.0 * stats.norm.sf(abs(gap) / deviation)) if deviation > 0 else float(gap == 0.0)

@@ -63,7 +63,7 @@ def align(table: Any, ids: pd.Index[Any] | None, what: str) -> tuple[pd.DataFram
             f"{what}: got {len(table)} rows and {table.shape[1]} columns; pass one column per group attribute"
         )
     if table.index.has_duplicates:
-        twice = table.index[table.index.duplicated()][0]
+        twice = table.index[table.index.duplicated()].tolist()[0]
         raise RequestError(f"{what}: row id {twice!r} occurs twice in its index; pass one row per row id")
     names = [str(c) for c in table.columns]
     if len(set(names)) < len(names):
@@ -87,7 +87,8 @@ def as_text(values: pd.Series[Any]) -> pd.Series[Any]:
     """Group values as text, gaps as `MISSING`; 1.0 as 1, which is what a gap makes of an integer."""
     codes, distinct = pd.factorize(values.astype(object), use_na_sentinel=True)
     names = np.array([*map(_name, distinct), MISSING], dtype=object)
-    return pd.Series(list(names[codes]), dtype=object)  # code -1 is the last name
+    text: pd.Series[Any] = pd.Series(list(names[codes]), dtype=object)  # code -1 is the last name
+    return text
 
 
 def _name(value: Any) -> str:
@@ -161,8 +162,8 @@ def places_of(values: Any, ids: pd.Index[Any], what: str, where: str) -> IntArra
     if (places < 0).any():
         odd = pd.Index(values)[places < 0].unique()
         raise RequestError(
-            f"{what}: {len(odd)} ids (first: {odd[0]!r}) are not among the {len(ids)} ids of {where}; pass "
-            "tables of the same audit"
+            f"{what}: {len(odd)} ids (first: {odd.tolist()[0]!r}) are not among the {len(ids)} ids of {where}; "
+            "pass tables of the same audit"
         )
     return places
 
@@ -177,12 +178,12 @@ def binary_classes(
     RequestError
         They cannot be told, or a label is neither.
     """
-    labels = pd.unique(pd.Series(np.asarray(train_labels)).dropna())
+    labels = np.asarray(pd.unique(pd.Series(np.asarray(train_labels)).dropna())).tolist()
     if classes is None:
         above = predictions["margin"].to_numpy(dtype=np.float64) > 0.0
-        positive = pd.unique(predictions["predicted"][above])
-        negative = pd.unique(predictions["predicted"][~above])
-        known = {*positive, *negative}
+        positive = np.asarray(pd.unique(predictions["predicted"][above]))
+        negative = np.asarray(pd.unique(predictions["predicted"][~above]))
+        known = {*positive.tolist(), *negative.tolist()}
         rest = [v for v in labels if v not in known]
         if len(positive) == 1 and len(negative) == 0 and len(rest) == 1:
             negative = np.array(rest, dtype=object)
@@ -190,10 +191,10 @@ def binary_classes(
             positive = np.array(rest, dtype=object)
         if len(positive) != 1 or len(negative) != 1 or positive[0] == negative[0]:
             raise RequestError(
-                f"predictions: {list(positive)} predicted above the threshold and {list(negative)} below; "
-                "pass classes=(negative, positive)"
+                f"predictions: {positive.tolist()} predicted above the threshold and {negative.tolist()} "
+                "below; pass classes=(negative, positive)"
             )
-        classes = (negative[0], positive[0])
+        classes = (negative.tolist()[0], positive.tolist()[0])
     odd = [v for v in labels if v != classes[0] and v != classes[1]]
     if odd or pd.isna(np.asarray(train_labels, dtype=object)).any():
         raise RequestError(

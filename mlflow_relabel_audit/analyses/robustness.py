@@ -147,7 +147,10 @@ def robustness(
         lower = np.ones(len(found), dtype=np.int64)
         if fitted.certificate is not None:
             lower = fitted.certificate.lower_bounds(
-                block.margin, block.response, response_error(rows, block.direction, square_norms)
+                block.margin,
+                block.response,
+                response_error(rows, block.direction, square_norms),
+                np.sqrt(np.maximum(np.einsum("ij,ij->j", block.rows, block.direction), 0.0)),
             )
         predictions.append(_prediction_frame(fitted, block, found, lower, ids[span], truth[span], verify))
         flip_sets.append(_flip_frame(fitted, block, found, ids[span]))

@@ -23,17 +23,13 @@ if TYPE_CHECKING:
 @model_options
 @data_options
 @click.option(
-    "--group", "groups", metavar="COL", multiple=True, help="Column of groups to compare; repeatable."
-)
-@click.option(
     "--threshold",
     metavar="T",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     help="Probability from which the second class is predicted.  [default: 0.5]",
 )
-@click.option("--noise-curve", is_flag=True, help="Also inject label noise and follow k and accuracy.")
 @click.option(
-    "--max-predictions", metavar="N", type=click.IntRange(min=1), help="Audit the first N rows only."
+    "--max-predictions", metavar="N", type=click.IntRange(min=1), help="Audit a sample of N evaluation rows."
 )
 @click.option(
     "--search",
@@ -79,13 +75,15 @@ def command(
             **options,
         )
     show(result)
+    click.echo(f"\nReport  {result.report_location}")
 
 
 def show_tracking_uri(tracking_uri: str | None) -> None:
     """Print where MLflow is looked for, before anything fails there: a wrong directory is an empty store."""
+    from mlflow_relabel_audit.cli import tables
     from mlflow_relabel_audit.tracking import Store
 
-    click.echo(f"Tracking URI  {Store.connect(tracking_uri).shown_uri}")
+    click.echo(tables.pairs({"Tracking URI": Store.connect(tracking_uri).shown_uri}))
 
 
 def show(result: AuditResult) -> None:
@@ -99,4 +97,3 @@ def show(result: AuditResult) -> None:
     click.echo(tables.metrics(result.summary))
     if found := tables.fragile(result.predictions):
         click.echo(f"\nMost fragile predictions\n{found}")
-    click.echo(f"\nReport  {result.report_location}")

@@ -63,7 +63,8 @@ def data_options(command: Command) -> Command:
         click.option(
             "--eval-data",
             metavar="URI",
-            help="Rows whose predictions are audited.  [default: the training rows]",
+            help="Rows whose predictions are audited.  "
+            "[default: the run's evaluation dataset, else a sample of the training rows]",
         ),
         click.option("--id-column", metavar="COL", help="Column that names a row.  [default: its position]"),
         click.option(

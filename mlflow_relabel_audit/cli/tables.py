@@ -8,6 +8,7 @@ import click
 import pandas as pd
 
 _WIDEST = 32
+_NAMES = len("Tracking URI")
 
 _PERCENT = "{:.1%}".format
 _COUNT = "{:,.0f}".format
@@ -34,9 +35,7 @@ _METRICS = (
 
 def pairs(entries: Mapping[str, str | None]) -> str:
     """``name  value`` lines, aligned; what has no value is left out."""
-    known = {name: value for name, value in entries.items() if value}
-    width = max(map(len, known), default=0)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in known.items())
+    return "\n".join(f"{name:<{_NAMES}}  {value}" for name, value in entries.items() if value)
 
 
 def metrics(summary: Mapping[str, float]) -> str:
@@ -57,9 +56,11 @@ def fragile(predictions: pd.DataFrame, count: int = 5) -> str:
         At most as many lines.
     """
     size = "k" if predictions["k"].notna().any() else "k_estimate"
-    order = predictions.dropna(subset=[size]).sort_values([size, "row_id"], kind="stable").head(count)
+    # Of equally fragile ones the most confident first: there the probability misleads most.
+    sure = (predictions["probability"] - 0.5).abs()
+    order = predictions.assign(sure=-sure).dropna(subset=[size]).sort_values([size, "sure"], kind="stable")
     shown = ("row_id", "label", "predicted", "probability", size, "k_lower", "k_paper", "fraction")
-    return table(order[[name for name in shown if name in order]])
+    return table(order[[name for name in shown if name in order]].head(count))
 
 
 def table(frame: pd.DataFrame) -> str:

@@ -44,9 +44,6 @@ class SetSums:
 class Sums(Protocol):
     """Set sums at the levels a form can give."""
 
-    levels: tuple[int, ...]
-    exact: bool
-
     def at(self, k: int) -> SetSums:
         """Bounds for sets of at most k rows."""
         ...
@@ -108,10 +105,7 @@ def kernel_norms(
 class NormSums:
     """Set sums from row norms, at any level."""
 
-    exact = False
-
-    def __init__(self, norms: KernelNorms, load: FloatArray, sign: FloatArray, levels: tuple[int, ...]) -> None:
-        self.levels = levels
+    def __init__(self, norms: KernelNorms, load: FloatArray, sign: FloatArray) -> None:
         self.norms = norms
         self._load = load
         self._sign = sign
@@ -142,8 +136,6 @@ class NormSums:
 class GramSums:
     """Set sums from the kernels themselves, at the levels they were summed for."""
 
-    exact = True
-
     def __init__(
         self,
         rows: Rows,
@@ -156,7 +148,7 @@ class GramSums:
         levels: tuple[int, ...],
         rounding: float,
     ) -> None:
-        self.levels = levels
+        self._levels = levels
         n, depth = rows.n, levels[-1]
         signed = sign * load
         order = np.asarray(levels) - 1
@@ -200,8 +192,8 @@ class GramSums:
         self._own_error = error * load * norms.full
 
     def at(self, k: int) -> SetSums:
-        """Bounds for sets of at most k rows, k one of ``levels``."""
-        level = self.levels.index(k)
+        """Bounds for sets of at most k rows, k one of the levels it was made with."""
+        level = self._levels.index(k)
         return SetSums(
             reach=self._reach[level],
             ahead=self._ahead[level],

@@ -5,21 +5,27 @@ The inequalities are proved in `flips.certificate`; here each is one function.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
+from mlflow_relabel_audit.curvature import StationaryPoint, factor
 from mlflow_relabel_audit.curvature.stationary import sigmoid
+from mlflow_relabel_audit.errors import SingularHessianError
 from mlflow_relabel_audit.flips.gram import SetSums
 from mlflow_relabel_audit.problem import FloatArray
+from mlflow_relabel_audit.rows import Rows
 
 ROUNDING = 1e-11
 """Relative slack for the float64 arithmetic of the bounds: sums of up to 1e5 terms of one sign."""
 MAX_ROUNDS = 60
-SECANT_ROUNDS = 12
 SHRINKS = 4
-FAR = 60.0
+GRID = 1.25
+LOOSE = 1.05
+"""A closed box this many times the first-order reach is worth tightening by secants."""
+MAX_ROUNDING = 0.05
+"""Relative error of the row norms beyond which nothing is claimed."""
+FAR = 15.0
 """A move of the margin beyond which a box is given up."""
 
 
@@ -33,6 +39,10 @@ class RowState:
         z_j, p_j and s_j.
     load : ndarray
         largest size of row j's relabelling coefficient.
+    base : ndarray
+        weight without class weights.
+    by_class : tuple of two floats
+        fixed class weights.
     norm : ndarray
         ``||x_j||_{H^-1}``, or an upper bound.
     residual : float
@@ -43,6 +53,8 @@ class RowState:
     probability: FloatArray
     weight: FloatArray
     load: FloatArray
+    base: FloatArray
+    by_class: tuple[float, float]
     norm: FloatArray
     residual: float
 
@@ -50,6 +62,15 @@ class RowState:
     def extreme(self) -> FloatArray:
         """``max(p, 1 - p)``: the largest ``|kappa|`` whatever the move."""
         return np.maximum(self.probability, 1.0 - self.probability)
+
+    def load_range(self, rho: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Least and largest size of the relabelling coefficients for ``|delta_j| <= rho_j``."""
+        if self.by_class[0] == self.by_class[1]:
+            return self.load, self.load
+        ends = []
+        for z in (self.margin - rho, self.margin + rho):
+            ends.append(self.base * (self.by_class[0] * sigmoid(z) + self.by_class[1] * sigmoid(-z)))
+        return np.minimum(*ends) * (1.0 - ROUNDING), np.minimum(np.maximum(*ends) * (1.0 + ROUNDING), self.load)
 
 
 @dataclass(frozen=True)
@@ -150,6 +171,8 @@ class LevelBound:
     change : ndarray
         largest e_j.
     energy : Energy
+    load_low, load_high : ndarray
+        range of the relabelling coefficient's size.
     """
 
     k: int
@@ -158,13 +181,51 @@ class LevelBound:
     high: FloatArray
     change: FloatArray
     energy: Energy
+    load_low: FloatArray
+    load_high: FloatArray
 
 
 Box = tuple[FloatArray, Energy]
 """Bounds that hold while ``|delta_j| <= rho_j``: of the moves, shape (n,), and of the energy."""
 
-SecantNorms = Callable[[FloatArray], tuple[FloatArray, float]]
-"""From rho to the row norms ``||x_j||_{H_lo^-1}`` and kappa with ``H_lo >= kappa H`` (see `certificate`)."""
+
+class SecantBoxes:
+    """Row norms in the metric of ``H_lo``, the least Hessian in boxes ``|delta_j| <= radius h_j``.
+
+    The radii form a geometric grid, so that all levels share the few factorisations.
+    """
+
+    def __init__(self, rows: Rows, point: StationaryPoint, penalty: FloatArray, state: RowState, rounding: float) -> None:
+        self._rows, self._penalty, self._state, self._rounding = rows, penalty, state, rounding
+        self._diagonal = point.diagonal
+        self._kind = point.curvature.kind
+        self._least = float(state.load.max(initial=0.0) * state.norm.max(initial=0.0)) / 8.0
+        self._known: dict[int, tuple[FloatArray, float] | None] = {}
+
+    def radius(self, step: int) -> float:
+        """Radius of a grid step."""
+        return self._least * GRID**step
+
+    def covering(self, rho: FloatArray) -> int:
+        """First step whose box holds the box rho."""
+        held = self._state.norm > 0
+        need = float(np.max(rho[held] / self._state.norm[held], initial=0.0))
+        step = max(0, int(np.ceil(np.log(max(need / self._least, 1.0)) / np.log(GRID))))
+        return step if self.radius(step) >= need else step + 1
+
+    def norms(self, step: int) -> tuple[FloatArray, float] | None:
+        """``||x_j||_{H_lo^-1}`` of shape (n,), and kappa with ``H_lo >= kappa H``; None where H_lo is singular."""
+        if step not in self._known:
+            least = least_secant(self._state, self.radius(step) * self._state.norm)
+            held = self._diagonal > 0
+            ratio = min(1.0, float(np.min(least[held] / self._diagonal[held], initial=1.0)))
+            inflation = self._rounding / max(ratio, 1e-300)
+            try:
+                found = factor(self._rows, least, self._penalty, self._kind).row_norms(self._rows)
+            except SingularHessianError:
+                inflation = np.inf
+            self._known[step] = (found * (1.0 + inflation), ratio) if inflation < MAX_ROUNDING else None
+        return self._known[step]
 
 
 def expand(sums: SetSums, spread: FloatArray, state: RowState, rho: FloatArray, k: int) -> Box:
@@ -177,9 +238,8 @@ def expand(sums: SetSums, spread: FloatArray, state: RowState, rho: FloatArray, 
     return (sums.reach + state.norm * state.residual + further) * (1.0 + ROUNDING), bound
 
 
-def enclose(state: RowState, secant: SecantNorms, rho: FloatArray, k: int) -> Box:
+def enclose(state: RowState, norms: FloatArray, ratio: float, k: int) -> Box:
     """Right sides from the least Hessian in the box (section 4)."""
-    norms, ratio = secant(rho)
     loads = state.load * norms
     reach = top(loads, k)
     extra = state.residual / np.sqrt(ratio)
@@ -188,43 +248,69 @@ def enclose(state: RowState, secant: SecantNorms, rho: FloatArray, k: int) -> Bo
     return norms * length, Energy(offset, loads * length, length**2)
 
 
-def least(first: Energy, second: Energy) -> Energy:
+def least_energy(first: Energy, second: Energy) -> Energy:
     """Whichever of two bounds has the smaller maximum."""
     return first if first.total <= second.total else second
 
 
-def close_box(
-    sums: SetSums,
-    spread: FloatArray,
-    state: RowState,
-    k: int,
-    start: FloatArray | None = None,
-    secant: SecantNorms | None = None,
+def bound_level(
+    sums: SetSums, spread: FloatArray, state: RowState, k: int, boxes: SecantBoxes | None
 ) -> LevelBound | None:
-    """Find rho with ``|delta_j| <= rho_j`` for every set of at most k rows; None where no box closes.
+    """Bound the moves and the energy for every set of at most k rows; None where no box closes.
 
     A box is proved once every right side lies strictly inside it (section 3); from then on right sides are
-    bounds. ``start`` is a box to begin with, ``secant`` adds the right sides of section 4.
+    bounds, and shrink it.
     """
+    found = _close(sums, spread, state, k)
+    if boxes is not None and (found is None or (found[0] > LOOSE * sums.reach).any()):
+        found = _close_secant(sums, spread, state, k, boxes, found)
+    if found is None:
+        return None
+    rho, bound = found
+    for _ in range(SHRINKS):
+        moves, tighter = expand(sums, spread, state, rho, k)
+        rho, bound = np.minimum(rho, moves), least_energy(bound, tighter)
+    low, high = kappa_range(state.probability, rho)
+    change = largest_change(state.weight, state.margin, rho)
+    return LevelBound(k, rho, low, high, change, bound, *state.load_range(rho))
+
+
+def _close(sums: SetSums, spread: FloatArray, state: RowState, k: int) -> Box | None:
+    """Grow a box from the first-order reach until the expansion closes it."""
     rho = 1.05 * sums.reach + 1e-9
-    if start is not None:
-        rho = np.maximum(rho, start)
-    for _ in range(MAX_ROUNDS if secant is None else SECANT_ROUNDS):
+    for _ in range(MAX_ROUNDS):
         moves, bound = expand(sums, spread, state, rho, k)
-        if secant is not None:
-            inner = enclose(state, secant, rho, k)
-            moves, bound = np.minimum(moves, inner[0]), least(bound, inner[1])
         if not (moves < FAR).all():
             return None
         if (moves < rho).all():
-            break
+            return moves, bound
         rho = np.maximum(rho, 1.02 * moves)
-    else:
-        return None
-    for _ in range(SHRINKS):
-        rho = np.minimum(rho, moves)
-        moves, tighter = expand(sums, spread, state, rho, k)
-        bound = least(bound, tighter)
-    rho = np.minimum(rho, moves)
-    low, high = kappa_range(state.probability, rho)
-    return LevelBound(k, rho, low, high, largest_change(state.weight, state.margin, rho), bound)
+    return None
+
+
+def _close_secant(
+    sums: SetSums, spread: FloatArray, state: RowState, k: int, boxes: SecantBoxes, proved: Box | None
+) -> Box | None:
+    """Find the smallest box of the grid that closes, then walk down the grid inside it."""
+    step = boxes.covering(1.02 * sums.reach)
+    closed = False
+    while not closed:
+        rho = boxes.radius(step) * state.norm
+        norms = boxes.norms(step)
+        if norms is None or rho.max(initial=0.0) > FAR:
+            return proved
+        inner, wide = enclose(state, *norms, k), expand(sums, spread, state, rho, k)
+        moves, bound = np.minimum(inner[0], wide[0]), least_energy(inner[1], wide[1])
+        closed = bool((moves < rho).all()) or (proved is not None and bool((proved[0] <= rho).all()))
+        step += 1
+    rho = moves
+    if proved is not None:
+        rho, bound = np.minimum(rho, proved[0]), least_energy(bound, proved[1])
+    while (lower := boxes.covering(rho)) < step - 1:
+        step = lower + 1
+        norms = boxes.norms(lower)
+        if norms is None:
+            break
+        moves, tighter = enclose(state, *norms, k)
+        rho, bound = np.minimum(rho, moves), least_energy(bound, tighter)
+    return rho, bound

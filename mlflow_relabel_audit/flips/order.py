@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mlflow_relabel_audit.curvature import StationaryPoint
+from mlflow_relabel_audit.curvature.stationary import sigmoid
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect
 from mlflow_relabel_audit.problem import FloatArray, IntArray
 from mlflow_relabel_audit.rows import Rows
@@ -158,9 +159,9 @@ def rank_block(
 ) -> list[InfluenceOrder]:
     """Rank the rows for each prediction of a block, from ``response = direction' X'`` toward the flip."""
     goal = np.abs(margin)
-    probability = 1.0 / (1.0 + np.exp(-(margin + cut)))
-    threshold = 1.0 / (1.0 + np.exp(-cut))
-    goal_paper = np.abs(probability - threshold) / np.maximum(probability * (1.0 - probability), 1e-300)
+    probability, threshold = sigmoid(margin + cut), float(sigmoid(np.asarray(cut)))
+    spread = probability * sigmoid(-margin - cut)
+    goal_paper = np.abs(probability - threshold) / np.maximum(spread, 1e-300)
     coefficient = (-effect.coefficient).astype(np.float32)
     shift = -(effect.shared @ direction)
     chunk = max(1, CHUNK_BYTES // (4 * rows.n))

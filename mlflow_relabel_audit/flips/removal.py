@@ -122,7 +122,8 @@ def removal_sets(
         refit without the set.
     search : bool
         instead of the published set return a prefix of its order that flips the refitted model and whose next
-        smaller one does not (or leaves the margin within 2e-6 of zero), found by refits; beyond the published set the order goes on with Algorithm 1's.
+        smaller one does not (or leaves the margin within 2e-6 of zero), found by refits; beyond the published
+        set the order goes on with Algorithm 1's.
     scale : {"probability", "margin"}
         in what effects are summed. In probability, as published, a saturated sigmoid overstates the set or
         finds none; in the margin it does not.
@@ -360,8 +361,8 @@ def _search(
     """Find for each candidate a k that flips the refit and whose k - 1 does not.
 
     The next k is where the estimated moves, scaled by what the last refit moved, reach the threshold; after a
-    few of those the bracket is halved. A refit on the threshold, to the accuracy of refits, is taken as no flip;
-    one that proves nothing (its rows may be separable) closes the bracket from above, but is none either.
+    few of those the bracket is halved. A refit on the threshold, to the accuracy of refits, is taken as no
+    flip; one that proves nothing (its rows may be separable) closes the bracket from above without being one.
     """
     brackets = [_Bracket(one) for one in candidates]
     theta = np.repeat(point.theta[:, None], len(candidates), axis=1)
@@ -383,6 +384,9 @@ def _search(
         one.k = bracket.high if settled else 0
         one.verified = None if settled or bracket.doubtful or bracket.open else False
     _check(problem, rows, point, targets, candidates, start=theta)
+    for one in candidates:
+        if one.k and not one.verified:  # only at a margin of about 0, where the closer refit proves no sign
+            one.k, one.verified, one.margin_verified = 0, None, float("nan")
 
 
 class _Bracket:

@@ -30,6 +30,8 @@ MAX_ITERATIONS = 400
 PATIENCE = 40
 GIVE_UP = 1e-5
 NEWTON_STEPS = 60
+ROUNDING = 1e-10
+"""What is added to a proved error for the rounding of the margin itself."""
 LINE_STEPS = 30
 MAX_WIDTH = 32
 BUFFER_BYTES = 2**27
@@ -321,7 +323,9 @@ class _Leftover:
 def _travel(decrement: float, reach: float, size: float) -> float:
     """Bound the margin's way to the minimiser from the M^-1 norms of gradient, longest row and x."""
     product = decrement * reach
-    return float(size * -np.log1p(-product) / max(reach, 1e-300)) if product < 1.0 else float("inf")
+    if not product < 1.0:
+        return float("inf")
+    return float(size * -np.log1p(-product) / max(reach, 1e-300)) + ROUNDING
 
 
 def _length(vector: FloatArray) -> float:

@@ -227,19 +227,24 @@ class VerifiedSearch:
         pending.reverse()
         columns: list[_Column | None] = [None] * width
 
-        while True:
-            started = self._fill(state, columns, pending, block, orders, upper, scale, row)
-            self._settle(state, columns, np.asarray(started, dtype=np.intp), block, orders, upper is not None)
+        bounded = upper is not None
+
+        def collect() -> int:
             finished = 0
             for slot, column in enumerate(columns):
-                status = None if column is None else self._status(column, upper is not None)
+                status = None if column is None else self._status(column, bounded)
                 if column is not None and status is not None:
                     results[column.t] = column.outcome(status, keep_theta)
                     columns[slot] = None
                     finished += 1
             if progress is not None and finished:
                 progress(finished)
-            if finished and pending:
+            return finished
+
+        while True:
+            held = self._fill(state, columns, pending, block, orders, upper, scale, row)
+            self._settle(state, columns, np.asarray(held, dtype=np.intp), block, bounded)
+            if collect() and pending:
                 continue
             active = [slot for slot, column in enumerate(columns) if column is not None]
             if not active:
@@ -252,7 +257,8 @@ class VerifiedSearch:
                 if column is not None:
                     column.descents += 1
                     if column.descents >= self._patience:
-                        self._finish_exactly(column, state.theta[:, slot].copy(), block, upper is not None)
+                        self._finish_exactly(column, state.theta[:, slot].copy(), block, bounded)
+            collect()
         self.products += state.products
         return [result for result in results if result is not None]
 
@@ -301,7 +307,6 @@ class VerifiedSearch:
         columns: list[_Column | None],
         slots: IntArray,
         block: EstimateBlock,
-        orders: list[InfluenceOrder],
         bounded: bool,
     ) -> None:
         """Prove what can be proved where the columns stand, and let them aim anew, until none moves."""
@@ -330,6 +335,8 @@ class VerifiedSearch:
             if moved:
                 state.relabel(np.asarray(moved), [self._set(columns[slot]) for slot in moved])
             slots = np.asarray(moved, dtype=np.intp)
+        if slots.size:
+            state.condition(slots)
 
     def _finish_exactly(self, column: _Column, theta: FloatArray, block: EstimateBlock, bounded: bool) -> None:
         """Close a column's bracket by refits with their own Hessians; leaves it unverified where one fails."""

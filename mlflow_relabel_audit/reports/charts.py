@@ -153,9 +153,20 @@ def diamonds(axes: Axes, x: ArrayLike, y: ArrayLike, colour: str, size: float = 
     patch.set_clip_path(None)
 
 
-def note(axes: Axes, x: float, y: float, words: str, colour: str = MUTED, **kwargs: Any) -> None:
-    """Write ``words`` at data coordinates; dollar signs in them are dollar signs, not formulas."""
-    axes.text(x, y, words, color=colour, parse_math=False, clip_on=False, **kwargs)
+def note(
+    axes: Axes, x: float, y: float, words: str, colour: str = MUTED, y_offset: float = 0.0, **kwargs: Any
+) -> None:
+    """Write ``words`` at data coordinates, ``y_offset`` units higher; dollar signs are no formulas."""
+    axes.annotate(
+        words,
+        (x, y),
+        xytext=(0, y_offset),
+        textcoords="offset points",
+        color=colour,
+        parse_math=False,
+        annotation_clip=False,
+        **kwargs,
+    )
 
 
 def count_ticks(low: float, high: float) -> list[int]:

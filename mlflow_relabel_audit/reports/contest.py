@@ -47,7 +47,7 @@ def render_contest(result: ContestResult, context: ReportContext) -> str:
         classes=_classes(result, context),
         sentence=_sentence(result, context),
         certificate=_certificate(result),
-        figures=_figures(result),
+        figures=_figures(result, context),
         own=rows.own() if rows else None,
         review=_review(result, context, rows) if len(result.flip_set) else None,
         path=_path(result, context) if len(result.flip_set) else None,
@@ -95,12 +95,15 @@ def _certificate(result: ContestResult) -> str:
     return "Smaller sets are not ruled out by proof; none was found."
 
 
-def _figures(result: ContestResult) -> list[dict[str, Any]]:
+def _figures(result: ContestResult, context: ReportContext) -> list[dict[str, Any]]:
     k = _k(result)
     items = [
         {"label": "labels that flip it together (k)", "value": text.count(k), "alarm": False},
         {"label": "labels at least, proved (k_lower)", "value": text.count(result.k_lower), "alarm": False},
-        {"label": "probability of the positive class now", "value": text.probability(result.probability)},
+        {
+            "label": f"probability of {text.visible(context.class_names[1], 24)} now",
+            "value": text.probability(result.probability),
+        },
         {"label": "once those labels are changed", "value": text.probability(result.probability_after)},
     ]
     return [{"alarm": False, **item} for item in items if item["value"] != text.MISSING]

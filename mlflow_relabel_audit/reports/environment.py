@@ -39,6 +39,7 @@ def environment() -> Environment:
         percent=text.percent,
         plural=text.plural,
         probability=text.probability,
+        short=text.short,
         visible=text.visible,
     )
     env.tests["finite"] = text.is_finite

@@ -12,14 +12,21 @@ from mlflow_relabel_audit.reports.environment import render
 from mlflow_relabel_audit.reports.tables import Column, Table
 
 if TYPE_CHECKING:
+    from mlflow_relabel_audit.analyses.correction import Correction
     from mlflow_relabel_audit.analyses.noise import NoiseResult
+    from mlflow_relabel_audit.analyses.noise_curve import NoiseCurve
 
 _SUSPECTS = 5_000
 _ROW_CHARACTERS = 250_000
 _CLEAN = 0.01
 
 
-def render_noise(result: NoiseResult, context: ReportContext) -> str:
+def render_noise(
+    result: NoiseResult,
+    context: ReportContext,
+    curve: NoiseCurve | None = None,
+    correction: Correction | None = None,
+) -> str:
     """Return noise.html: the rate of wrong labels with its interval, and the suspects for a reviewer.
 
     Parameters
@@ -28,6 +35,10 @@ def render_noise(result: NoiseResult, context: ReportContext) -> str:
         Scores of every training row, the flagged ones, the rate and the findings.
     context : ReportContext
         With ``include_rows`` and ``train_rows``, each suspect opens to show its row.
+    curve : NoiseCurve, optional
+        Average k and accuracy under injected noise.
+    correction : Correction, optional
+        What relabelling, or dropping, the top suspects changes on evaluation rows.
 
     Returns
     -------
@@ -42,10 +53,12 @@ def render_noise(result: NoiseResult, context: ReportContext) -> str:
         sentence=_sentence(result),
         meaning=_meaning(result),
         figures=_figures(result),
-        findings=result.findings,
+        findings=(*result.findings, *(f for part in (curve, correction) if part for f in part.findings)),
         classes=_classes(result),
         chart=_chart(result),
         table=_table(suspects, context).payload() if len(suspects) else None,
+        curve=pictures.injected_noise(curve.table) if curve is not None and len(curve.table) > 1 else None,
+        correction=_correction(correction) if correction is not None else None,
         n_suspects=len(result.suspects),
         n_shown=len(suspects),
     )
@@ -141,6 +154,29 @@ def _table(suspects: pd.DataFrame, context: ReportContext) -> Table:
     if context.include_rows and context.train_rows is not None:
         details, labels = row_details(suspects["train_id"], context.train_rows)
     return Table(columns, sort=3, descending=True, details=details, detail_labels=labels)
+
+
+def _correction(correction: Correction) -> list[dict[str, Any]]:
+    """Return what doing nothing, relabelling and dropping give, with intervals of the changes."""
+    words = {"nothing": "left as they are", "relabel": "relabelled", "drop": "dropped"}
+    return [
+        {
+            "action": words.get(row["action"], row["action"]),
+            "count": row["count"],
+            "loss": row["loss"],
+            "loss_change": _change(row, "loss_change", text.short),
+            "accuracy": row["accuracy"],
+            "accuracy_change": _change(row, "accuracy_change", text.percent),
+        }
+        for row in correction.table.to_dict("records")
+    ]
+
+
+def _change(row: dict[Any, Any], name: str, shown: Any) -> str:
+    value, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
+    if row["action"] == "nothing" or not text.is_finite(value):
+        return ""
+    return f"{shown(value)} ({shown(low)} to {shown(high)})"
 
 
 def row_details(ids: pd.Series[Any], rows: pd.DataFrame) -> tuple[list[Any], list[str]]:

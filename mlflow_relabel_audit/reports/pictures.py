@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
@@ -252,6 +254,96 @@ def review_yield(score: Floats, shown: int) -> Chart:
             f"After {text.plural(len(rows) - 1, 'label')} about {found[-1]:,.0f} wrong ones are expected.",
         )
     return Chart(svg, "The steeper the line, the more each reviewed label is worth.")
+
+
+def k_against_k(first: Floats, second: Floats, differ: Any, names: tuple[str, str], number: int = 0) -> Chart:
+    """Draw two models' k of the same rows against each other; on the diagonal they are equally robust.
+
+    Parameters
+    ----------
+    first, second : ndarray (n,)
+        Labels needed, all finite.
+    differ : ndarray (n,) of bool
+        Where the two models decide differently.
+    number : int
+        Tells the picture's ids from those of others of its kind.
+    """
+    name = f"k-by-k-{number}"
+    a, b = (text.visible(n, 40) for n in names)
+    with charts.style(name):
+        figure, axes = charts.canvas(300)
+        low, high = 0.8 * min(first.min(), second.min()), 1.25 * max(first.max(), second.max(), 2.0)
+        for axis, scale, limits in (
+            (axes.xaxis, axes.set_xscale, axes.set_xlim),
+            (axes.yaxis, axes.set_yscale, axes.set_ylim),
+        ):
+            scale("log")
+            limits(low, high)
+            axis.set_major_locator(FixedLocator(charts.count_ticks(low, high)))
+            axis.set_minor_locator(NullLocator())
+            axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
+        axes.grid(color=RULE, linewidth=0.7)
+        axes.set_axisbelow(True)
+        axes.plot([low, high], [low, high], color=MUTED, linewidth=1, linestyle=(0, (3, 2)))
+        charts.dots(axes, first[~differ], second[~differ], ACCENT, 4.2)
+        charts.diamonds(axes, first[differ], second[differ], ALARM)
+        charts.note(axes, math.sqrt(low * high), low, f"k of {a}", ha="center", va="top", y_offset=-20)
+        charts.note(axes, low, high, f"k of {b}", va="bottom", y_offset=6)
+        svg = charts.finish(
+            figure,
+            name,
+            f"k of {b} against k of {a}",
+            f"Scatter of {text.plural(len(first), 'row')}: {int((second > first).sum())} above the diagonal, "
+            f"{int((second < first).sum())} below it.",
+        )
+    caption = f"Each mark is a row. Above the dashed line {b} needs more labels, below it {a}."
+    if differ.any():
+        caption += f" Diamonds: decided differently ({text.plural(int(differ.sum()), 'row')})."
+    return Chart(svg, caption)
+
+
+def injected_noise(table: pd.DataFrame) -> Chart:
+    """Draw average k and accuracy, each as a share of its value without noise, as labels are replaced.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Of the noise curve: ``noise`` and ``k_mean``, ``accuracy`` with their ``_low`` and ``_high`` ends.
+    """
+    noise = table["noise"].to_numpy(dtype=float)
+    with charts.style("injected-noise"):
+        figure, axes = charts.canvas(240)
+        top = 1.0
+        for name, words, colour in (("k_mean", "k", ALARM), ("accuracy", "accuracy", ACCENT)):
+            low = name.replace("_mean", "_low") if name == "k_mean" else "accuracy_low"
+            parts = [table[c].to_numpy(dtype=float) for c in (name, low, low.replace("_low", "_high"))]
+            first = parts[0][0] if len(noise) else float("nan")
+            if not np.isfinite(first) or first <= 0:
+                continue
+            middle, below, above = (p / first for p in parts)
+            known = np.isfinite(middle)
+            top = max(top, float(np.nanmax(above[known], initial=1.0)))
+            axes.fill_between(noise[known], below[known], above[known], color=colour, alpha=0.16, linewidth=0)
+            axes.plot(noise[known], middle[known], color=colour, linewidth=1.8)
+            side = {"ha": "right", "va": "bottom", "y_offset": 5}
+            charts.note(axes, noise[known][-1], middle[known][-1], words, colour, **side)
+        axes.set_xlim(0, max(float(noise.max()), 0.1))
+        axes.set_ylim(0, top * 1.05)
+        for axis, ticks in ((axes.xaxis, 6), (axes.yaxis, 5)):
+            axis.set_major_locator(MaxNLocator(nbins=ticks))
+            axis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.0f} %"))
+        axes.grid(axis="y", color=RULE, linewidth=0.7)
+        axes.set_xlabel("training labels replaced", labelpad=5)
+        charts.note(axes, 0, top * 1.05, "of the value without noise", va="bottom", y_offset=5)
+        svg = charts.finish(
+            figure,
+            "injected-noise",
+            "Average k and accuracy as labels are replaced",
+            f"Two lines over {len(noise)} levels of noise, each relative to its value without noise.",
+        )
+    return Chart(
+        svg, "Average k and accuracy, each against its own value without noise; bands are 95 % intervals."
+    )
 
 
 _PROBABILITIES = (0.0001, 0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 0.9999)

@@ -16,7 +16,7 @@ ROW_LIMIT = 10_000
 class Column:
     """One column of a drawn table.
 
-    ``kind`` is ``text``, ``word`` (few distinct texts), ``count``, ``probability``, ``signed`` or
+    ``kind`` is ``text``, ``word`` (few distinct texts), ``count``, ``probability``, ``ratio`` or
     ``percent``; ``hint`` is the header's tooltip.
     """
 
@@ -28,7 +28,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A drawn table: columns of equal length, how it is sorted at first, and rows' further facts."""
+    """A drawn table: columns of equal length, how it is sorted at first, and rows' further facts.
+
+    ``sort`` is a column's position; one past the last keeps the rows as given.
+    """
 
     columns: Sequence[Column]
     sort: int = 0

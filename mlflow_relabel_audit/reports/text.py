@@ -81,6 +81,15 @@ def number(value: Any, digits: int = 2) -> str:
     return text.replace("-", "\N{MINUS SIGN}")
 
 
+def short(value: Any) -> str:
+    """Return a figure with four significant digits, whatever its size."""
+    if not is_finite(value):
+        return MISSING
+    value = float(value)
+    text = f"{value:,.0f}" if abs(value) >= 1000 or value.is_integer() else f"{value:.4g}"
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
 def count(value: Any) -> str:
     """Return a whole number with thousands separated; a median between two counts keeps its half."""
     if not is_finite(value):

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer
 from sklearn.pipeline import Pipeline
 
@@ -62,6 +63,32 @@ class TableRows:
 
     def __len__(self) -> int:
         return len(self.row_ids)
+
+    def frame(self) -> pd.DataFrame:
+        """The features as a table under the row ids, for reports that may show rows."""
+        if isinstance(self.X, pd.Series):
+            table: pd.DataFrame = self.X.to_frame(str(self.X.name or "text"))
+        else:
+            table = pd.DataFrame(self.X.toarray() if sp.issparse(self.X) else self.X)
+        table.index = pd.Index(self.row_ids)
+        table.columns = table.columns.map(str)
+        return table
+
+    def row(self, row_id: Any) -> TableRows:
+        """The one row of that id; ids from a command line are text, so they are compared as text too.
+
+        Raises
+        ------
+        RequestError
+            There is none.
+        """
+        ids = pd.Series(self.row_ids)
+        found = np.flatnonzero((ids == row_id).to_numpy() | (ids.map(str) == str(row_id)).to_numpy())
+        if not len(found):
+            raise RequestError(
+                f"row {row_id!r}: {self.source} has no row of that id; its ids begin with {some(ids, 5)}"
+            )
+        return self.take(found[:1])
 
     def take(self, index: Any) -> TableRows:
         """The rows at integer positions ``index``, in that order."""

@@ -44,19 +44,9 @@ def read_summary(store: Store, run_id: str, directory: Path) -> dict[str, Any] |
     return None if file is None else json.loads(file.read_text(encoding="utf-8"))
 
 
-def read_files(
-    store: Store, run_id: str, paths: tuple[str, ...], directory: Path, fingerprint: str | None = None
-) -> tuple[Path, ...] | None:
-    """Several files of one audit, the newest whole one that has them; None unless all are intact.
-
-    Parameters
-    ----------
-    fingerprint : str, optional
-        Read only from an audit of this model and data; nothing is downloaded from others.
-    """
+def read_files(store: Store, run_id: str, paths: tuple[str, ...], directory: Path) -> tuple[Path, ...] | None:
+    """Several files of one audit, the newest whole one that has them; None unless all are intact."""
     for below, manifest in _newest_first(store, run_id, directory):
-        if fingerprint is not None and manifest.fingerprint != fingerprint:
-            continue
         if not all(path in manifest.artifacts for path in paths):
             continue
         files = tuple(_verified(store, run_id, manifest, path, directory, below) for path in paths)
@@ -65,9 +55,12 @@ def read_files(
     return None
 
 
-def fetch_hessian(store: Store, run_id: str, fingerprint: str, directory: Path) -> Path | None:
-    """Folder with hessian.json and hessian.npz of an earlier audit of the same model and data, or None."""
-    files = read_files(store, run_id, HESSIAN, directory, fingerprint)
+def fetch_hessian(store: Store, run_id: str, directory: Path) -> Path | None:
+    """Folder with hessian.json and hessian.npz of the run's newest audit, intact, or None.
+
+    Whether they belong to the model and data at hand is for their own fingerprint to tell.
+    """
+    files = read_files(store, run_id, HESSIAN, directory)
     return None if files is None else files[0].parent
 
 

@@ -28,13 +28,13 @@ from pathlib import Path
 from mlflow.entities import Metric as RunMetric
 from mlflow.entities import Run, RunTag
 
-from mlflow_relabel_audit.errors import StoreError
+from mlflow_relabel_audit.errors import RequestError, StoreError
 from mlflow_relabel_audit.tracking import note
 from mlflow_relabel_audit.tracking.credentials import one_line, redact
 from mlflow_relabel_audit.tracking.manifest import NAME, Manifest, listing
 from mlflow_relabel_audit.tracking.outputs import Artifact, Metric, Note, Output, Tag
 from mlflow_relabel_audit.tracking.resolve import ResolvedModel
-from mlflow_relabel_audit.tracking.store import FOLDER, Store, failures
+from mlflow_relabel_audit.tracking.store import FOLDER, PermissionDeniedError, Store, failures
 from mlflow_relabel_audit.tracking.stored import STAGING, read_manifest
 
 STATUS, ERROR, VERDICT, AUDIT_ID = (f"{FOLDER}.{name}" for name in ("status", "error", "verdict", "audit_id"))
@@ -42,12 +42,16 @@ STATUS, ERROR, VERDICT, AUDIT_ID = (f"{FOLDER}.{name}" for name in ("status", "e
 
 @dataclass(frozen=True)
 class Claim:
-    """The right to publish an audit of one run, until a later audit of it begins."""
+    """The right to publish an audit of one run, until a later audit of it begins.
+
+    ``leftovers``: a fault left a staged audit, so the files under their usual names may be mixed.
+    """
 
     run: Run
     model_id: str | None
     audit_id: str
     previous: Manifest | None = field(repr=False)
+    leftovers: bool = False
 
     @property
     def run_id(self) -> str:
@@ -74,21 +78,45 @@ def begin(store: Store, resolved: ResolvedModel) -> Claim:
     run = store.run(str(resolved.run_id))
     with tempfile.TemporaryDirectory() as folder:
         previous = read_manifest(store, str(resolved.run_id), Path(folder))
+    leftovers = bool(store.files(str(resolved.run_id), f"{FOLDER}/{STAGING}"))
     with failures(f"run {resolved.run_id}"):
         store.client.log_batch(
             str(resolved.run_id),
             tags=[RunTag(STATUS, "running"), RunTag(AUDIT_ID, audit_id)],
             synchronous=True,
         )
-    return Claim(run, resolved.model_id, audit_id, previous)
+    return Claim(run, resolved.model_id, audit_id, previous, leftovers)
+
+
+def begin_unless_refused(
+    store: Store, resolved: ResolvedModel, *, local: bool
+) -> tuple[Claim | None, str | None]:
+    """`begin`, or why not: a user who may only read is served by a local directory, where there is one."""
+    try:
+        return begin(store, resolved), None
+    except PermissionDeniedError as error:
+        if not local:
+            raise
+        return None, f"not logged to the run: {error}"
 
 
 def abandon(store: Store, claim: Claim, error: BaseException) -> None:
-    """Mark the audit as failed, with one line of why, unless another audit has taken over; never raises."""
+    """Mark the audit as failed, with one line of why, unless another audit has taken over; never raises.
+
+    A request that turns out to be wrong is no failed audit: the run gets the marks back that it had.
+    """
     try:
-        if _owner(store, claim) == claim.audit_id:
-            tags = [RunTag(STATUS, "failed"), RunTag(ERROR, one_line(error) or type(error).__name__)]
-            store.client.log_batch(claim.run_id, tags=tags, synchronous=True)
+        if _owner(store, claim) != claim.audit_id:
+            return
+        if isinstance(error, RequestError):
+            for key in (AUDIT_ID, STATUS):
+                if key in claim.run.data.tags:
+                    store.client.set_tag(claim.run_id, key, claim.run.data.tags[key])
+                else:
+                    store.client.delete_tag(claim.run_id, key)
+            return
+        tags = [RunTag(STATUS, "failed"), RunTag(ERROR, one_line(error) or type(error).__name__)]
+        store.client.log_batch(claim.run_id, tags=tags, synchronous=True)
     except Exception:  # the error that led here is the one to report
         return
 
@@ -111,14 +139,15 @@ def publish(
     dataset : tuple of str, optional
         Name and digest of the evaluated MLflow dataset, to link the metrics to.
     present : iterable of str
-        Artifacts that are in the run already, verified, and need no upload (the Hessian).
+        Artifacts that were read from the earlier audit; the same there, they need no upload (the Hessian).
 
     Raises
     ------
     StoreError
         The store failed, or another audit of this run began meanwhile; the run holds a whole audit.
     """
-    artifacts = [item for item in outputs if isinstance(item, Artifact) and item.path not in set(present)]
+    spared = {path for path in present if _unchanged(claim, manifest, path)}
+    artifacts = [item for item in outputs if isinstance(item, Artifact) and item.path not in spared]
     staged = f"{FOLDER}/{STAGING}/{claim.audit_id}"
     if claim.previous is not None:
         manifest = replace(manifest, generation=claim.previous.generation + 1)
@@ -134,6 +163,12 @@ def publish(
         _replace(store, claim, parcel, listed, manifest, artifacts)
     _tidy(store, claim, manifest)
     _log_values(store, claim, outputs, dataset)
+
+
+def _unchanged(claim: Claim, manifest: Manifest, path: str) -> bool:
+    if claim.previous is None or claim.leftovers:
+        return False
+    return manifest.artifacts[path] == claim.previous.artifacts.get(path)
 
 
 def add_artifact(store: Store, resolved: ResolvedModel, artifact: Artifact, manifest: Manifest) -> None:

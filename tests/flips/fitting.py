@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
+from scipy.linalg import LinAlgWarning
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from mlflow_relabel_audit.curvature import StationaryPoint, find_stationary_point
@@ -30,7 +33,7 @@ class Fitted:
         """Fit scikit-learn's estimator afresh, with other labels or without some rows."""
         keep = np.setdiff1d(np.arange(len(self.y)), without)
         labels = self.y if y is None else y
-        return estimator(self.options).fit(self.X[keep], labels[keep], sample_weight=self.weight[keep])
+        return fit(self.options, self.X[keep], labels[keep], self.weight[keep])
 
     def margin(self, x: np.ndarray, **changes: Any) -> float:
         """Margin of a raw row under the refit."""
@@ -44,8 +47,13 @@ class Fitted:
         return Rows(X, np.zeros(len(X)), np.ones(len(X)), intercept=self.rows.intercept)
 
 
-def estimator(options: dict[str, Any]) -> LogisticRegression:
-    return LogisticRegression(tol=1e-11, max_iter=200_000, random_state=0, **options)
+def fit(options: dict[str, Any], X: Any, y: np.ndarray, weight: np.ndarray) -> LogisticRegression:
+    """Fit to the floor of float64, where a solver may say that it can go no further."""
+    chosen = {"solver": "newton-cholesky", "max_iter": 100_000, **options}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.simplefilter("ignore", LinAlgWarning)
+        return LogisticRegression(tol=1e-11, random_state=0, **chosen).fit(X, y, sample_weight=weight)
 
 
 def fitted(
@@ -72,7 +80,7 @@ def fitted(
     weight = rng.integers(0, 3, len(y)) * 0.5 + 0.5 if weighted else np.ones(len(y))
     features = sp.csr_matrix(X) if sparse else X
     options = {"C": 0.5, **options}
-    model = estimator(options).fit(features, y, sample_weight=weight)
+    model = fit(options, features, y, weight)
     problem = read_problem(model, threshold=threshold)
     rows = Rows(features, y, weight, intercept=problem.intercept)
     point = find_stationary_point(problem, rows, kind=kind)

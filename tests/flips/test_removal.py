@@ -223,6 +223,17 @@ def test_a_class_is_never_emptied():
     assert np.isinf(refit.error[0])
 
 
+def test_a_refit_on_the_threshold_is_no_flip():
+    """With one feature that says nothing, removal moves the margin through exact ties."""
+    X = np.ones((9, 1))
+    y = np.array([0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0])
+    model = fitted(X=X, y=y, fit_intercept=False, C=1e4)
+    found = found_by(model, np.ones((1, 1)), search=True)[0]
+    assert found.k == 4  # three fewer leave three against three
+    assert found.verified
+    assert found.margin_verified == pytest.approx(np.log(2 / 3), abs=1e-3)
+
+
 def test_max_size_bounds_the_set():
     model = fitted()
     X = np.random.default_rng(8).standard_normal((20, 4))
@@ -296,8 +307,8 @@ def test_any_verified_set_flips_a_refit(seed, n, p, sparse, intercept, power, co
     model = fitted(X=X, y=y, sparse=sparse, fit_intercept=intercept, C=10.0**power, weighted=True, seed=seed)
     x = rng.standard_normal(p)
     found = found_by(model, x[None, :], search=True)[0]
-    assert found.verified is not None
     if found.found:
+        assert found.verified
         after = model.margin(x, without=found.index)
         assert (after > 0) != (found.margin > 0) or abs(after) < 1e-6
         assert after == pytest.approx(found.margin_verified, abs=1e-5, rel=1e-4)

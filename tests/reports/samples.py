@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 
+from mlflow_relabel_audit.analyses.bias import BiasResult, bias_audit
+from mlflow_relabel_audit.analyses.compare import CompareResult, compare
+from mlflow_relabel_audit.analyses.findings import Finding
 from mlflow_relabel_audit.reports import ReportContext
 
 N_TRAIN = 426
@@ -171,14 +174,6 @@ def text_rows(ids, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame({"text": [" ".join(rng.choice(words, 24)) for _ in ids]}, index=list(ids))
 
 
-@dataclass(frozen=True)
-class Finding:
-    code: str
-    level: str
-    message: str
-    applicable: bool = True
-
-
 def noise_result(n: int = N_TRAIN, n_suspects: int = 24, seed: int = 0, **changes) -> SimpleNamespace:
     """Return a noise result in which a few labels stand out."""
     rng = np.random.default_rng(seed)
@@ -319,3 +314,100 @@ def hostile_noise() -> SimpleNamespace:
             "findings": findings,
         }
     )
+
+
+def bias_result(
+    n: int = 400, n_train: int = N_TRAIN, eval_groups: bool = True, names=("north", "south")
+) -> BiasResult:
+    """Return the bias audit of a robustness result, its groups dealt at random."""
+    rng = np.random.default_rng(0)
+    result = robustness_result(n, n_train)
+    train = pd.DataFrame({"clinic": rng.choice(names, n_train), "age": rng.choice(["old", "young"], n_train)})
+    given = pd.DataFrame({"clinic": rng.choice(names, n), "age": rng.choice(["old", "young"], n)})
+    return bias_audit(
+        result.predictions,
+        result.flip_sets,
+        train,
+        given.set_index(result.predictions["row_id"]) if eval_groups else None,
+        pd.Series(np.where(rng.random(n_train) < 0.6, "benign", "malignant")),
+        row_sets={"one batch": np.arange(n_train) < n_train // 4},
+        permutations=39,
+    )
+
+
+def thousand_groups() -> SimpleNamespace:
+    """Return a bias result of a thousand groups, more than the analysis would show."""
+    result = bias_result()
+    part = result.by_group_k[result.by_group_k["attribute"] == "clinic"]
+    many = pd.concat([part.assign(group=[f"{g} {i}" for g in part["group"]]) for i in range(500)])
+    cells = pd.concat(
+        [result.groups.head(8).assign(eval_group=f"clinic {i}", attribute="clinic") for i in range(1000)]
+    )
+    changes = {"by_group_k": many.reset_index(drop=True), "groups": cells.reset_index(drop=True)}
+    return SimpleNamespace(**{**vars(result), **changes})
+
+
+def compare_result(
+    n: int = 143, runs: int = 2, names=("C = 1", "C = 0.1", "C = 0.01", "C = 10")
+) -> CompareResult:
+    """Return the comparison of audits that agree but for a few rows."""
+    audits = {}
+    for i, name in enumerate(names[:runs]):
+        result = robustness_result(n)
+        rng = np.random.default_rng(i)
+        k = result.predictions["k"].astype(float) * np.exp(0.4 * i + rng.normal(0, 0.2 * i, n))
+        result.predictions["k"] = k.round().clip(lower=1).astype("Int64")
+        if i:
+            result.predictions.loc[: n // 20, "predicted"] = "benign"
+        audits[name] = (result.predictions, result.summary)
+    return compare(audits)
+
+
+def curve_result() -> SimpleNamespace:
+    """Return a noise curve: k falls before accuracy does."""
+    noise = np.linspace(0, 0.9, 10)
+    k, accuracy = 40 * (1 - noise) ** 1.6, 0.95 - 0.4 * noise**4
+    columns = {"noise": noise, "k_mean": k, "k_low": 0.9 * k, "k_high": 1.1 * k, "found_share": 1.0}
+    intervals = {"accuracy": accuracy, "accuracy_low": accuracy - 0.02, "accuracy_high": accuracy + 0.02}
+    finding = Finding("N010", "info", "Average k halves at 35 % noise, accuracy holds to 60 %.")
+    return SimpleNamespace(table=pd.DataFrame({**columns, **intervals}), findings=(finding,))
+
+
+def correction_result() -> SimpleNamespace:
+    """Return what correcting the suspects buys."""
+    rows = [("nothing", 0, 0.0, 0.0), ("relabel", 18, -0.031, 0.014), ("drop", 18, -0.017, 0.006)]
+    table = pd.DataFrame(
+        [
+            {
+                "action": action,
+                "count": count,
+                "loss": 0.21 + loss,
+                "loss_change": loss,
+                "loss_change_low": 1.4 * loss,
+                "loss_change_high": 0.3 * loss,
+                "accuracy": 0.93 + accuracy,
+                "accuracy_change": accuracy,
+                "accuracy_change_low": -0.2 * accuracy,
+                "accuracy_change_high": 1.8 * accuracy,
+                "rows": 72,
+            }
+            for action, count, loss, accuracy in rows
+        ]
+    )
+    return SimpleNamespace(table=table, candidates=table, findings=())
+
+
+def hostile_bias() -> SimpleNamespace:
+    """Return a bias result in which group names, ids and messages are hostile."""
+    result = bias_result(names=HOSTILE[:2])
+    findings = tuple(Finding("B001", "critical", message) for message in HOSTILE)
+    drivers = result.drivers.assign(train_id=HOSTILE[2], train_group=HOSTILE[3])
+    return SimpleNamespace(**{**vars(result), "findings": findings, "drivers": drivers})
+
+
+def hostile_compare() -> SimpleNamespace:
+    """Return a comparison of runs with hostile names."""
+    result = compare_result(names=HOSTILE[:2])
+    findings = tuple(Finding("C001", "info", message) for message in HOSTILE)
+    shared = result.shared.assign(row_id=[f"{HOSTILE[i % 10]} {i}" for i in range(len(result.shared))])
+    return SimpleNamespace(**{**vars(result), "findings": findings, "shared": shared})

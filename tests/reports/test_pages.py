@@ -7,15 +7,27 @@ from collections import Counter
 
 import pytest
 
-from mlflow_relabel_audit.reports import render_contest, render_noise, render_robustness
+from mlflow_relabel_audit.reports import (
+    render_bias,
+    render_compare,
+    render_contest,
+    render_noise,
+    render_robustness,
+)
 from mlflow_relabel_audit.reports.environment import environment
 from tests.reports.page import Page
 from tests.reports.samples import (
     CANARY,
     CONTEXT,
     HOSTILE,
+    bias_result,
+    compare_result,
     contest_result,
+    correction_result,
+    curve_result,
     feature_rows,
+    hostile_bias,
+    hostile_compare,
     hostile_contest,
     hostile_context,
     hostile_noise,
@@ -23,6 +35,7 @@ from tests.reports.samples import (
     noise_result,
     robustness_result,
     text_rows,
+    thousand_groups,
     with_context,
 )
 
@@ -60,11 +73,21 @@ PAGES = {
     "noise with rows": lambda: render_noise(noise_result(), WITH_ROWS),
     "noise without suspects": lambda: render_noise(noise_result(n_suspects=0), CONTEXT),
     "noise of one suspect": lambda: render_noise(noise_result(n_suspects=1), CONTEXT),
+    "noise with curve": lambda: render_noise(noise_result(), CONTEXT, curve_result(), correction_result()),
+    "bias": lambda: render_bias(bias_result(), CONTEXT),
+    "bias without evaluation groups": lambda: render_bias(bias_result(eval_groups=False), CONTEXT),
+    "bias of a few rows": lambda: render_bias(bias_result(12), CONTEXT),
+    "bias of a thousand groups": lambda: render_bias(thousand_groups(), CONTEXT),
+    "compare": lambda: render_compare(compare_result(), CONTEXT),
+    "compare of four": lambda: render_compare(compare_result(runs=4), CONTEXT),
+    "compare of one row": lambda: render_compare(compare_result(1), CONTEXT),
 }
 HOSTILE_PAGES = {
     "robustness": lambda: render_robustness(hostile_robustness(), hostile_context()),
     "contest": lambda: render_contest(hostile_contest(), hostile_context()),
     "noise": lambda: render_noise(hostile_noise(), hostile_context()),
+    "bias": lambda: render_bias(hostile_bias(), hostile_context()),
+    "compare": lambda: render_compare(hostile_compare(), hostile_context()),
 }
 
 

@@ -21,7 +21,7 @@ FRAME = pd.DataFrame(
 def log_models(
     *, example: Any = None, serialization_format: str = "skops", **models: Any
 ) -> tuple[str, dict[str, Any]]:
-    """Start a run and log each model under its keyword; returns the run's id and MLflow's ModelInfo by name."""
+    """Log each model under its keyword in one run; returns the run's id and MLflow's ModelInfo by name."""
     example = FRAME[["a", "b"]] if example is None else example
     logged = {}
     with mlflow.start_run() as run:

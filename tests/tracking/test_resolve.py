@@ -139,7 +139,7 @@ def test_pickled_tree_loads_and_is_left_to_the_auditor(server_store, tmp_path):
 def test_dead_server_says_so_without_the_password():
     store = Store.connect("http://user:hunter22@127.0.0.1:9")
     assert store.shown_uri == "http://***@127.0.0.1:9"
-    with pytest.raises(StoreError, match="the store failed .* run the same command again") as caught:
+    with pytest.raises(StoreError, match=r"the store failed .* run the same command again") as caught:
         resolve(store, run_id="0" * 32)
     assert "hunter22" not in str(caught.value)
     assert "\n" not in str(caught.value)

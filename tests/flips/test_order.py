@@ -1,0 +1,100 @@
+"""The estimate pass against its definition, and single flips against actual refits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mlflow_relabel_audit.flips.order import complete_order, estimate, response_error
+from mlflow_relabel_audit.flips.relabelling import RelabelEffect
+from tests.flips.fitting import Fitted, fitted
+
+GRID = [
+    {"sparse": sparse, "fit_intercept": intercept, "weighted": weighted}
+    for sparse in (False, True)
+    for intercept in (True, False)
+    for weighted in (False, True)
+]
+
+
+def gains(model: Fitted, x: np.ndarray) -> tuple[np.ndarray, float]:
+    """Influence of every relabelling on the margin, by the definition in float64."""
+    effect = RelabelEffect.at(model.problem, model.rows, model.point)
+    u = model.point.curvature.solve(x)
+    moves = -effect.coefficient * model.rows.margins(u) - effect.count * float(effect.shared @ u)
+    margin = float(x @ model.point.theta) - model.problem.cut
+    return moves * (-1.0 if margin > 0 else 1.0), margin
+
+
+@pytest.mark.parametrize("options", [*GRID, {"class_weight": "balanced"}, {"class_weight": {0: 1.0, 1: 4.0}}])
+def test_single_flip_influence_against_refits(options: dict[str, object]) -> None:
+    model = fitted(n=400, C=0.2, **options)  # type: ignore[arg-type]
+    x = np.random.default_rng(1).standard_normal(4)
+    moves, margin = gains(model, model.row(x))
+    toward = -1.0 if margin > 0 else 1.0
+    chosen = np.argsort(-np.abs(moves))[:6]
+    for i in chosen:
+        y = model.y.copy()
+        y[i] = 1.0 - y[i]
+        actual = toward * (model.margin(x, y=y) - margin)
+        assert moves[i] == pytest.approx(actual, rel=0.1 if "class_weight" in options else 0.06)
+
+
+@pytest.mark.parametrize("options", [*GRID, {"class_weight": "balanced", "threshold": 0.3}])
+@pytest.mark.parametrize("width", [None, 3])
+def test_orders_are_the_sorted_influences(options: dict[str, object], width: int | None) -> None:
+    model = fitted(n=300, **options)  # type: ignore[arg-type]
+    effect = RelabelEffect.at(model.problem, model.rows, model.point)
+    X = np.random.default_rng(2).standard_normal((8, 4))
+    evaluation = model.evaluation(X)
+    blocks = estimate(model.rows, model.point, effect, evaluation, model.problem.cut, width)
+    orders = [order for block in blocks for order in block.orders]
+    assert len(orders) == 8
+    for x, order in zip(X, orders, strict=True):
+        moves, margin = gains(model, model.row(x))
+        best = np.sort(moves[moves > 0])[::-1]
+        assert order.influence == pytest.approx(best[: len(order.influence)], rel=1e-4, abs=1e-7)
+        assert moves[order.index] == pytest.approx(order.influence, rel=1e-4, abs=1e-7)
+        total = np.cumsum(best)
+        crossed = np.flatnonzero(total > abs(margin))
+        assert order.k_estimate == (crossed[0] + 1 if len(crossed) else 0)
+        f = 1 / (1 + np.exp(-(margin + model.problem.cut)))
+        in_probability = np.flatnonzero(f * (1 - f) * total > abs(f - model.problem.threshold))
+        assert order.k_paper == (in_probability[0] + 1 if len(in_probability) else 0)
+
+
+def test_heads_grow_until_they_reach() -> None:
+    model = fitted(n=3000, C=1e-3, noise=3.0)
+    effect = RelabelEffect.at(model.problem, model.rows, model.point)
+    far = np.array([[40.0, 0.0, 0.0, 0.0]])
+    (block,) = estimate(model.rows, model.point, effect, model.evaluation(far), model.problem.cut)
+    (order,) = block.orders
+    assert order.k_estimate > 64
+    assert order.influence.sum() > abs(block.margin[0])
+    whole = complete_order(model.rows, effect, block.direction[:, 0], block.toward[0], order)
+    moves, _ = gains(model, block.rows[:, 0])
+    assert whole.complete
+    assert np.array_equal(whole.index[: len(order.index)], order.index)
+    assert sorted(whole.index) == sorted(np.flatnonzero(moves > 0))
+
+
+def test_equal_rows_keep_their_positions() -> None:
+    X = np.repeat(np.random.default_rng(3).standard_normal((30, 4)), 4, axis=0)
+    model = fitted(X=X, y=np.tile([0.0, 1.0, 1.0, 0.0], 30), n=120)
+    effect = RelabelEffect.at(model.problem, model.rows, model.point)
+    (block,) = estimate(model.rows, model.point, effect, model.evaluation(X[:1]), model.problem.cut)
+    index = block.orders[0].index
+    twins = [sorted(pair) == list(pair) for pair in zip(index[::2], index[1::2], strict=True) if pair[0] // 4 == pair[1] // 4]
+    assert twins
+    assert all(twins)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_float32_responses_stay_within_their_bound(sparse: bool) -> None:
+    model = fitted(n=500, p=40, sparse=sparse)
+    effect = RelabelEffect.at(model.problem, model.rows, model.point)
+    X = 10 ** np.random.default_rng(4).uniform(-3, 3, (20, 1)) * np.random.default_rng(5).standard_normal((20, 40))
+    (block,) = estimate(model.rows, model.point, effect, model.evaluation(X), model.problem.cut)
+    exact = model.rows.margins(block.direction * block.toward).T
+    scale, row = response_error(model.rows, block.direction, model.rows.square_norms())
+    assert np.all(np.abs(block.response - exact) <= np.outer(scale, row))
