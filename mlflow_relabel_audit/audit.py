@@ -14,16 +14,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
 
 from mlflow_relabel_audit import __version__, reports, tracking
+from mlflow_relabel_audit.analyses.bias import BiasResult
 from mlflow_relabel_audit.analyses.contest import ContestResult
 from mlflow_relabel_audit.analyses.noise import NoiseResult
+from mlflow_relabel_audit.analyses.noise_curve import NoiseCurve
+from mlflow_relabel_audit.analyses.noise_curve import noise_curve as draw_noise_curve
 from mlflow_relabel_audit.analyses.robustness import RobustnessResult
-from mlflow_relabel_audit.errors import RequestError
 from mlflow_relabel_audit.reports import ReportContext
 from mlflow_relabel_audit.tracking import (
     Artifact,
@@ -138,6 +141,8 @@ def audit(
         Probability above which the second class is predicted; 0.5 by default.
     max_predictions : int, optional
         Audit a random sample of this many evaluation rows, the same one every time.
+    noise_curve : bool
+        Also inject label noise, refit, and follow k and accuracy.
     search, verify
         See `Auditor.robustness`.
     include_rows : bool
@@ -159,8 +164,6 @@ def audit(
         A server or file system failed; what was stored before is still there.
     """
     began = time.monotonic()
-    if noise_curve:
-        raise RequestError("noise_curve: this version does not draw it; leave it out")
     columns = Columns(target, id_column, weight_column, tuple(groups))
     with _workspace(output_dir) as (folder, target_dir):
         store = Store.connect(tracking_uri)
@@ -183,12 +186,19 @@ def audit(
                     progress=progress,
                 )
                 noise = _noise(subject, robust)
+                curve = _noise_curve(subject, progress) if noise_curve else None
+                bias = _bias(subject, robust) if groups else None
             files = folder / "files"
             context = _context(subject, include_rows, (*([refused] if refused else []), *caught))
-            outputs = [*_robustness_stage(robust, context, files), *_noise_stage(noise, context, files)]
+            outputs = [
+                *_robustness_stage(robust, context, files),
+                *_noise_stage(noise, curve, context, files),
+            ]
+            if bias is not None:
+                outputs += _bias_stage(bias, context, files)
             outputs += _hessian_stage(subject, files)
             outputs.append(Metric("seconds", time.monotonic() - began))
-            outputs += _summary_stage(subject, robust, noise, context, outputs, files)
+            outputs += _summary_stage(subject, robust, noise, bias, context, outputs, files)
             manifest = _manifest(subject, claim, outputs)
             if target_dir is not None:
                 tracking.write_directory(tracking.artifacts(outputs), manifest, target_dir)
@@ -330,6 +340,27 @@ def _noise(subject: Subject, robust: RobustnessResult) -> NoiseResult:
     return subject.auditor.noise(rows.X, rows.y, flip_sets=robust.flip_sets)
 
 
+def _noise_curve(subject: Subject, progress: Progress | None) -> NoiseCurve:
+    auditor, rows = subject.auditor, subject.evaluation
+    return draw_noise_curve(
+        auditor.problem,
+        auditor.rows,
+        auditor.point,
+        auditor.evaluation_rows(rows.X).features,
+        None if rows.y is None else auditor.problem.encode(rows.y),
+        progress=None if progress is None else partial(_staged, progress, "noise curve"),
+    )
+
+
+def _staged(progress: Progress, stage: str, done: int, total: int) -> None:
+    progress(done, total, stage)
+
+
+def _bias(subject: Subject, robust: RobustnessResult) -> BiasResult:
+    training, rows = subject.training, subject.evaluation
+    return subject.auditor.bias(training.groups, rows.X, rows.y, rows.groups, result=robust)
+
+
 def _robustness_stage(result: RobustnessResult, context: ReportContext, folder: Path) -> Iterator[Output]:
     yield tracking.parquet_file(folder, "predictions.parquet", result.predictions)
     yield tracking.parquet_file(folder, "flip_sets.parquet", result.flip_sets)
@@ -338,9 +369,16 @@ def _robustness_stage(result: RobustnessResult, context: ReportContext, folder: 
     yield from (Metric(name, value) for name, value in result.summary.items())
 
 
-def _noise_stage(result: NoiseResult, context: ReportContext, folder: Path) -> Iterator[Output]:
+def _noise_stage(
+    result: NoiseResult, curve: NoiseCurve | None, context: ReportContext, folder: Path
+) -> Iterator[Output]:
     yield tracking.text_file(folder, "suspects.csv", result.suspects.to_csv(index=False))
-    yield tracking.text_file(folder, "noise.html", reports.render_noise(result, context))
+    yield tracking.text_file(folder, "noise.html", reports.render_noise(result, context, curve))
+    yield from (Metric(name, value) for name, value in result.summary.items())
+
+
+def _bias_stage(result: BiasResult, context: ReportContext, folder: Path) -> Iterator[Output]:
+    yield tracking.text_file(folder, "bias.html", reports.render_bias(result, context))
     yield from (Metric(name, value) for name, value in result.summary.items())
 
 
@@ -354,6 +392,7 @@ def _summary_stage(
     subject: Subject,
     robust: RobustnessResult,
     noise: NoiseResult,
+    bias: BiasResult | None,
     context: ReportContext,
     outputs: Sequence[Output],
     folder: Path,
@@ -367,7 +406,7 @@ def _summary_stage(
         **subject.facts(),
     }
     yield tracking.text_file(folder, "summary.json", json.dumps(facts, indent=2, sort_keys=True) + "\n")
-    yield tracking.text_file(folder, "summary.md", reports.summary_markdown(context, robust, noise))
+    yield tracking.text_file(folder, "summary.md", reports.summary_markdown(context, robust, noise, bias))
     resolved = subject.resolved
     if resolved.run_id is not None and resolved.experiment_id is not None:
         paths = ["summary.md", *(item.path for item in tracking.artifacts(outputs))]

@@ -160,7 +160,13 @@ class Auditor:
         fitted = self.fitted
         certificate = Certificate.prepare(self.problem, self.rows, self.point, row_norms=fitted.row_norms)
         return Fitted(
-            fitted.problem, fitted.rows, fitted.point, fitted.effect, fitted.row_norms, fitted.train_ids, certificate
+            fitted.problem,
+            fitted.rows,
+            fitted.point,
+            fitted.effect,
+            fitted.row_norms,
+            fitted.train_ids,
+            certificate,
         )
 
     # -- the analyses ----------------------------------------------------------------------------------------
@@ -263,15 +269,21 @@ class Auditor:
             norms=self.fitted.row_norms,
         )  # fmt: skip
 
-    def removal(self, X_eval: Any, algorithm: int = 1, *, verify: bool = True, row_ids: Any = None) -> pd.DataFrame:
+    def removal(
+        self, X_eval: Any, algorithm: int = 1, *, verify: bool = True, row_ids: Any = None
+    ) -> pd.DataFrame:
         """Training rows whose removal flips each prediction, by Algorithm 1 or 2 of Yang, Jain and Wallace (2023)."""
         evaluation = self.evaluation_rows(X_eval)
-        sets = removal_sets(self.problem, self.rows, self.point, evaluation, algorithm=algorithm, verify=verify)
+        sets = removal_sets(
+            self.problem, self.rows, self.point, evaluation, algorithm=algorithm, verify=verify
+        )
         return removal_frame(
             sets, self.problem, row_ids=_ids(row_ids, evaluation.n, "evaluation rows"), train_ids=self.row_ids
         )
 
-    def noise(self, X_eval: Any = None, y_eval: Any = None, *, flip_sets: pd.DataFrame | None = None) -> NoiseResult:
+    def noise(
+        self, X_eval: Any = None, y_eval: Any = None, *, flip_sets: pd.DataFrame | None = None
+    ) -> NoiseResult:
         """Which training labels are probably wrong, and how many.
 
         Parameters
@@ -291,7 +303,9 @@ class Auditor:
             features, labels = evaluation.features, self.problem.encode(y_eval)
         counts = None
         if flip_sets is not None:
-            counts = flip_sets["train_id"].value_counts().reindex(pd.Index(self.row_ids), fill_value=0).to_numpy()
+            counts = (
+                flip_sets["train_id"].value_counts().reindex(pd.Index(self.row_ids), fill_value=0).to_numpy()
+            )
         return noise_audit(
             self.problem, self.rows, self.point, features, labels, row_ids=self.row_ids, flip_counts=counts
         )
@@ -328,7 +342,9 @@ class Auditor:
             result.predictions,
             result.flip_sets,
             _groups(groups_train, self.row_ids, "training rows"),
-            None if groups_eval is None else _groups(groups_eval, result.predictions["row_id"], "evaluation rows"),
+            None
+            if groups_eval is None
+            else _groups(groups_eval, result.predictions["row_id"], "evaluation rows"),
             train_labels=np.asarray(self.problem.classes)[self.rows.y.astype(np.intp)],
             **options,
         )
@@ -338,7 +354,12 @@ class Auditor:
     def evaluation_rows(self, X: Any) -> Rows:
         """Rows to predict, through the transformer steps; labels unknown."""
         if np.shape(X)[:1] == (0,):  # transformers refuse a table without rows
-            return Rows(np.zeros((0, self.rows.features_in)), np.zeros(0), np.zeros(0), intercept=self.problem.intercept)
+            return Rows(
+                np.zeros((0, self.rows.features_in)),
+                np.zeros(0),
+                np.zeros(0),
+                intercept=self.problem.intercept,
+            )
         features = self._transform(X)
         if features.shape[1] != self.rows.features_in:
             raise RequestError(
@@ -366,7 +387,9 @@ class Auditor:
         n = features.shape[0]
         expected = len(self.problem.theta) - int(self.problem.intercept)
         if features.shape[1] != expected:
-            raise RequestError(f"training rows: got {features.shape[1]} features; the model has {expected} coefficients")
+            raise RequestError(
+                f"training rows: got {features.shape[1]} features; the model has {expected} coefficients"
+            )
         if len(labels) != n:
             raise RequestError(f"training rows: got {len(labels)} labels for {n} rows; pass one per row")
         if len(np.unique(labels)) < 2:
@@ -377,7 +400,9 @@ class Auditor:
         if weight.shape != (n,):
             raise RequestError(f"sample weights: got shape {weight.shape} for {n} rows; pass one per row")
         if not np.all(np.isfinite(weight)) or np.any(weight < 0) or not np.any(weight > 0):
-            raise RequestError("sample weights: got negative, infinite, missing or only zero ones; pass those given to fit")
+            raise RequestError(
+                "sample weights: got negative, infinite, missing or only zero ones; pass those given to fit"
+            )
         return Rows(features, labels, weight, intercept=self.problem.intercept)
 
     def _stationary_point(self, kind: str | None, hessian: Path | None) -> StationaryPoint:
@@ -388,7 +413,9 @@ class Auditor:
                 warnings.warn(str(error), UserWarning, stacklevel=3)
             else:
                 if stored is not None:
-                    point = find_stationary_point(self.problem, self.rows, start=stored[0], curvature=stored[1])
+                    point = find_stationary_point(
+                        self.problem, self.rows, start=stored[0], curvature=stored[1]
+                    )
                     self.hessian_cached = point.curvature is stored[1]
                     return point
         return find_stationary_point(self.problem, self.rows, kind=kind)
@@ -396,7 +423,9 @@ class Auditor:
     def _evaluation_labels(self, y: Any, count: int) -> FloatArray:
         values = pd.Series(y).reset_index(drop=True)
         if len(values) != count:
-            raise RequestError(f"evaluation rows: got {len(values)} labels for {count} rows; pass one per row")
+            raise RequestError(
+                f"evaluation rows: got {len(values)} labels for {count} rows; pass one per row"
+            )
         out = np.full(count, np.nan)
         known = values.notna().to_numpy()
         if known.any():

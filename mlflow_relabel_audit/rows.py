@@ -68,7 +68,9 @@ class Rows:
         whether the model fits one; it is then the last of the p coordinates.
     """
 
-    def __init__(self, features: Any, labels: FloatArray, base_weight: FloatArray, *, intercept: bool) -> None:
+    def __init__(
+        self, features: Any, labels: FloatArray, base_weight: FloatArray, *, intercept: bool
+    ) -> None:
         self.sparse = bool(sp.issparse(features))
         if self.sparse:
             self.features = features if features.format == "csr" else features.tocsr()
@@ -79,7 +81,9 @@ class Rows:
             dtype = dense.dtype if dense.dtype in (np.float32, np.float64) else np.float64
             self.features = np.ascontiguousarray(dense, dtype=dtype)
         if self.features.ndim != 2:
-            raise RequestError(f"training rows: got an array of {self.features.ndim} dimensions; pass a table (n, features)")
+            raise RequestError(
+                f"training rows: got an array of {self.features.ndim} dimensions; pass a table (n, features)"
+            )
         self.n, self.features_in = self.features.shape
         self.intercept = intercept
         self.p = self.features_in + int(intercept)
@@ -161,7 +165,9 @@ class Rows:
         if not self.intercept:
             return part
         ones = np.ones((part.shape[0], 1))
-        return sp.hstack([part, sp.csr_matrix(ones)], format="csr") if self.sparse else np.hstack([part, ones])
+        return (
+            sp.hstack([part, sp.csr_matrix(ones)], format="csr") if self.sparse else np.hstack([part, ones])
+        )
 
     def square_norms(self) -> FloatArray:
         """Squared Euclidean norms of the rows, the one included, shape (n,)."""

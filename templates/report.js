@@ -227,7 +227,7 @@
       box.checked = ticked.has(i);
       box.addEventListener("change", function () { if (box.checked) { ticked.add(i); } else { ticked.delete(i); } tally(); });
       words.append("Training row ", make("bdi", {}, data.ids[i]), ": ", make("bdi", {}, data.old[i]), " \u2192 ", make("bdi", {}, data.new[i]));
-      effect.title = "moves the margin by";
+      effect.title = "moves the margin by, alone";
       line.append(box, words, effect);
       node.append(line, size);
       if (data.rows[i]) { shownRow(data.rows[i], node); }
@@ -235,7 +235,7 @@
     }
     function tally() {
       var sum = 0, refitted = data.after !== null && ticked.size === total;
-      ticked.forEach(function (i) { sum += data.influence[i]; });
+      ticked.forEach(function (i) { sum += data.scale * data.influence[i]; });
       var after = refitted ? data.after : 1 / (1 + Math.exp(-(data.margin + sum + data.offset)));
       var before = data.margin > 0, now = refitted ? data.positive : data.margin + sum > 0, flips = now !== before;
       var done = Math.min(1, Math.max(0, refitted ? 1 : -sum / data.margin));

@@ -154,7 +154,7 @@ def test_column_transformer_with_categories(server_store, tmp_path):
             "income": random.normal(size=300),
             "age": random.integers(18, 80, 300),
             "job": random.choice(["clerk", "cook", "smith"], 300),
-            "weight": random.uniform(0.5, 2, 300),
+            "weight": random.exponential(size=300) ** 3,
         }
     )
     noisy = frame["income"] + (frame["job"] == "cook") + random.normal(size=300)
@@ -198,24 +198,30 @@ def test_text(server_store, tmp_path):
     assert result.predictions["row_id"].between(1000, 1199).all()
 
     # the texts themselves stay here, unless asked for
-    def pages() -> str:
-        return "".join(
-            server_store.fetch(run_id, f"relabel_audit/{name}", tmp_path).read_text()
-            for name in server_store.files(run_id)
-            if name.endswith((".html", ".json", ".md", ".csv"))
-        )
+    def shown(path: str) -> bool:
+        page = server_store.fetch(run_id, f"relabel_audit/{path}", tmp_path).read_text()
+        return any(text in page for text in texts)
 
-    assert not any(text in pages() for text in texts)
+    assert not any(shown(path) for path in FILES if not path.endswith((".npz", ".parquet")))
     outcome = contest(run_id, row=str(result.predictions["row_id"][0]), **rows, include_rows=True)
-    assert outcome.artifacts[0] in server_store.files(run_id)
-    assert any(text in pages() for text in texts) or any(
-        text in server_store.fetch(run_id, f"relabel_audit/{outcome.artifacts[0]}", tmp_path).read_text()
-        for text in texts
-    )
+    assert shown(outcome.artifacts[0])
     # a contest belongs to the audit of the same model and data, and stays when it is repeated
     again = audit(run_id, **rows, max_predictions=8)
     assert outcome.artifacts[0] in again.artifacts
     assert outcome.artifacts[0] in server_store.files(run_id)
+
+
+def test_groups_and_noise_curve(server_store, cancer, tmp_path):
+    _, train, test, features, model = cancer
+    run_id, _ = log_models(model=model, example=train[features])
+    for name, frame in (("train", train), ("test", test)):
+        ward = np.where(frame["mean area"] > 500, "east", "west")
+        frame.assign(ward=ward).to_parquet(tmp_path / f"{name}.parquet", index=False)
+    result = ask(run_id, tmp_path, groups=("ward",), noise_curve=True, max_predictions=60)
+    assert {"bias.html", "noise.html"} <= set(result.artifacts)
+    assert set(result.artifacts) | {"manifest.json"} == set(server_store.files(run_id))
+    plain = ask(run_id, tmp_path, max_predictions=60)
+    assert set(plain.artifacts) | {"manifest.json"} == set(server_store.files(run_id)) == FILES
 
 
 def test_output_directory_alone(logged, tmp_path):

@@ -44,7 +44,14 @@ def test_the_docstring_runs() -> None:
 def test_frames_have_the_contract_columns(auditor: Auditor) -> None:
     result = auditor.robustness(FRAME[300:330], Y[300:330])
     assert result.predictions.columns.tolist() == COLUMNS
-    assert result.flip_sets.columns.tolist() == ["row_id", "rank", "train_id", "train_label", "new_label", "influence"]
+    assert result.flip_sets.columns.tolist() == [
+        "row_id",
+        "rank",
+        "train_id",
+        "train_label",
+        "new_label",
+        "influence",
+    ]
     frame = result.predictions
     assert frame["row_id"].tolist() == list(range(30))
     assert frame["correct"].equals((frame["label"] == frame["predicted"]).astype("boolean"))
@@ -93,7 +100,9 @@ def test_text_and_mixed_tables() -> None:
     assert auditor.contest("good film bad plot").k is not None
 
     table = pd.DataFrame({"colour": rng.choice(["red", "blue"], 200), "size": rng.standard_normal(200)})
-    labels = np.where((table["size"] + (table["colour"] == "red") + rng.standard_normal(200)) > 0, "buy", "leave")
+    labels = np.where(
+        (table["size"] + (table["colour"] == "red") + rng.standard_normal(200)) > 0, "buy", "leave"
+    )
     columns = ColumnTransformer([("cat", OneHotEncoder(), ["colour"]), ("num", StandardScaler(), ["size"])])
     mixed = make_pipeline(columns, LogisticRegression()).fit(table, labels)
     result = Auditor(mixed, table, labels).robustness(table[:10], labels[:10])

@@ -113,10 +113,10 @@ def test_every_template_is_found_from_elsewhere(how, source, wheel, bare):
     found = json.loads(run(python, "-c", PROBE, cwd=empty))
     home = python.parents[1] if how == "wheel" else source
     assert Path(found["module"]).is_relative_to(home)
-    assert set(found["templates"]) == files_under(ROOT / "templates")
+    assert set(found["templates"]) == files_under(source / "templates")
     assert {name for name in found["templates"] if name.endswith(".html")}
     for name, text in found["templates"].items():
-        assert text == (ROOT / "templates" / name).read_text(encoding="utf-8")
+        assert text == (source / "templates" / name).read_text(encoding="utf-8")
     assert found["typed"]
     assert found["version"] == mlflow_relabel_audit.__version__
     assert not found["mlflow"]
@@ -124,11 +124,11 @@ def test_every_template_is_found_from_elsewhere(how, source, wheel, bare):
 
 
 @pytest.mark.slow
-def test_wheel_holds_the_whole_package_and_nothing_else(wheel):
+def test_wheel_holds_the_whole_package_and_nothing_else(source, wheel):
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     package = mlflow_relabel_audit.__name__
-    modules = {f"{package}/{name}" for name in files_under(ROOT / package)}
-    templates = {f"{package}/templates/{name}" for name in files_under(ROOT / "templates")}
+    modules = {f"{package}/{name}" for name in files_under(source / package)}
+    templates = {f"{package}/templates/{name}" for name in files_under(source / "templates")}
     assert names == modules | templates
 
 

@@ -228,7 +228,7 @@ def flip_table(
             "rank": np.arange(1, len(index) + 1),
             "train_id": np.asarray(train_ids)[index],
             "train_label": _labels(problem, old),
-            "new_label": _labels(problem, old),
+            "new_label": _labels(problem, 1 - old),
             "influence": influence,
             "cumulative_margin": cumulative,
             "cumulative_probability": sigmoid(cumulative + problem.cut),

@@ -1,7 +1,7 @@
-"""What correcting the suspects buys: evaluation loss and accuracy after relabelling them and after dropping them.
+"""What correcting the suspects buys: evaluation loss and accuracy after relabelling and after dropping them.
 
-How many suspects to treat is chosen on one half of the evaluation rows, and what that gains is reported on the
-other half, beside doing nothing.
+How many suspects to treat is chosen on one half of the evaluation rows, and what that gains is reported on
+the other half, beside doing nothing.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Correction:
     table : DataFrame
         one row per action ("nothing", "relabel", "drop"): ``action``, ``count`` (training rows treated),
         ``loss`` (mean log-loss), ``loss_change``, ``loss_change_low``, ``loss_change_high``, ``accuracy``,
-        ``accuracy_change``, ``accuracy_change_low``, ``accuracy_change_high``, ``rows`` (evaluation rows of the
-        reporting half). Changes are against doing nothing, with 95 % intervals of the paired difference.
+        ``accuracy_change``, ``accuracy_change_low``, ``accuracy_change_high``, ``rows`` (evaluation rows of
+        the reporting half). Changes are against doing nothing, with 95 % intervals of the paired difference.
     candidates : DataFrame
         what the choosing half saw: ``action``, ``count``, ``loss``, ``accuracy``.
     findings : tuple of Finding
@@ -60,8 +60,8 @@ def correction(
 ) -> Correction:
     """Refit with the top suspects relabelled, and with them dropped.
 
-    The suspects are ranked anew with the choosing half as the only evaluation rows, so that the reporting half
-    stays unseen.
+    The suspects are ranked anew with the choosing half as the only evaluation rows, so that the reporting
+    half stays unseen.
 
     Parameters
     ----------
@@ -74,8 +74,8 @@ def correction(
     eval_labels : ndarray of shape (m,)
         0 or 1; they are taken to be right.
     counts : tuple of int, optional
-        how many suspects to try; by default shares of the training rows from 0.5 % to 30 %, and the number
-        the noise audit would flag.
+        how many suspects to try; by default shares of the training rows from 0.5 % to 30 % (at most about
+        twice the expected number of wrong labels), and the number the noise audit would flag.
     seed : int
         of the split into halves.
 
@@ -97,7 +97,8 @@ def correction(
     order = np.argsort(-wrong, kind="stable")
     if counts is None:
         flagged = int(flag(wrong)[1].sum())
-        counts = (*(round(share * rows.n) for share in SHARES), flagged)
+        most = max(2.0 * float(wrong.sum()), float(flagged), 0.02 * rows.n)
+        counts = (*(round(share * rows.n) for share in SHARES if share * rows.n <= most), flagged)
     tried = np.unique([count for count in counts if 0 < count <= rows.n // 2])
 
     margin = {
@@ -109,12 +110,14 @@ def correction(
     candidates = [_candidate("nothing", 0, base_loss[choosing], base_hit[choosing])]
     table = [_report("nothing", 0, base_loss, base_hit, base_loss, base_hit, ~choosing)]
     for action, margins in margin.items():
-        best, best_loss = -1, float(base_loss[choosing].mean())
+        best, best_loss = -1, np.inf
         for at, count in enumerate(tried):
             loss, hit = _loss(margins[:, at], truth), _hit(margins[:, at], truth, problem.cut)
             candidates.append(_candidate(action, int(count), loss[choosing], hit[choosing]))
-            if candidates[-1]["loss"] < best_loss:
-                best, best_loss = at, float(candidates[-1]["loss"])
+            gain = (base_loss - loss)[choosing]
+            # a gain within one standard error of nothing is left alone
+            if gain.mean() > gain.std(ddof=1) / np.sqrt(len(gain)) and loss[choosing].mean() < best_loss:
+                best, best_loss = at, float(loss[choosing].mean())
         chosen = plain if best < 0 else margins[:, best]
         treated = 0 if best < 0 else int(tried[best])
         loss, hit = _loss(chosen, truth), _hit(chosen, truth, problem.cut)

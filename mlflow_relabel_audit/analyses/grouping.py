@@ -162,8 +162,8 @@ def places_of(values: Any, ids: pd.Index[Any], what: str, where: str) -> IntArra
     if (places < 0).any():
         odd = pd.Index(values)[places < 0].unique()
         raise RequestError(
-            f"{what}: {len(odd)} ids (first: {odd.tolist()[0]!r}) are not among the {len(ids)} ids of {where}; "
-            "pass tables of the same audit"
+            f"{what}: {len(odd)} ids (first: {odd.tolist()[0]!r}) are not among the {len(ids)} ids of "
+            f"{where}; pass tables of the same audit"
         )
     return places
 

@@ -2,14 +2,15 @@
 
     P(given 1 | z) = r0 + (1 - r0 - r1) sigma(a + b z)
 
-r0 is the probability that a true 0 is written as 1, r1 that a true 1 is written as 0; a and b > 0 undo a shift
-and over- or under-confidence of the margin. The curve is fitted on a grid of (r0, r1) and averaged over it:
-its likelihood has two modes where rates are barely identified, and a maximum would jump between them.
+r0 is the probability that a true 0 is written as 1, r1 that a true 1 is written as 0; a and b > 0 undo a
+shift and over- or under-confidence of the margin. The curve is fitted on a grid of (r0, r1) and averaged over
+it: its likelihood has two modes where rates are barely identified, and a maximum would jump between them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -20,10 +21,10 @@ RATES = np.linspace(np.sqrt(0.0005), np.sqrt(0.45), 30) ** 2
 MAX_TOTAL_RATE = 0.9
 BINS = 150
 TIE_WIDTHS = (0.1, 0.8)
-"""Before any evidence the two rates are as likely nearly equal as not: half the prior of the difference of their
-logits is normal with the first standard deviation, half with the second."""
+"""Before any evidence the two rates are as likely nearly equal as not: half the prior of the difference of
+their logits is normal with the first standard deviation, half with the second."""
 INTERVAL_POWER = 0.3
-"""The likelihood is raised to this power for the interval: z is estimated and the curve is not exactly true."""
+"""The likelihood is raised to this power for the interval: z is an estimate and the curve is a model."""
 FISHER_STEPS = 25
 KNOTS = 2048
 NEGLIGIBLE = 1e-9
@@ -67,7 +68,7 @@ class LabelCurve:
         return out
 
     def mean_wrong(self, margin: FloatArray, label: FloatArray) -> FloatArray:
-        """Share of wrong labels that each grid point implies, shape (G,); NaN where its weights are negligible."""
+        """Share of wrong labels that each grid point implies, shape (G,); NaN where it weighs nothing."""
         keep = np.maximum(self.weight, self.wide_weight) > NEGLIGIBLE
         total = np.zeros(int(keep.sum()))
         for value in (0.0, 1.0):
@@ -79,7 +80,7 @@ class LabelCurve:
         out[keep] = total / len(margin)
         return out
 
-    def _wrong_at(self, margin: FloatArray, label: float, keep: FloatArray) -> FloatArray:
+    def _wrong_at(self, margin: FloatArray, label: float, keep: Any) -> FloatArray:
         """P(wrong) at margins (M,) of rows with one label, under each kept grid point, shape (G', M)."""
         rate0, rate1 = self.rate0[keep], self.rate1[keep]
         sign, odds = (-1.0, rate0 / (1.0 - rate1)) if label > 0.5 else (1.0, rate1 / (1.0 - rate0))
@@ -92,6 +93,7 @@ def fit_label_curve(
     label: FloatArray,
     clean_margin: FloatArray | None = None,
     clean_label: FloatArray | None = None,
+    power: float = 1.0,
     interval_power: float = INTERVAL_POWER,
 ) -> LabelCurve:
     """Fit the curve at every pair of rates and weigh the pairs.
@@ -102,8 +104,8 @@ def fit_label_curve(
         out-of-fold margins and given 0/1 labels of the training rows.
     clean_margin, clean_label : ndarray of shape (m,), optional
         margins and labels of evaluation rows, whose labels are taken to be right.
-    interval_power : float
-        tempers the likelihood in ``wide_weight``.
+    power, interval_power : float
+        powers of the likelihood in ``weight`` and in ``wide_weight``: below 1 where it is not to be trusted.
     """
     rate0, rate1 = (grid.ravel() for grid in np.meshgrid(RATES, RATES, indexing="ij"))
     keep = rate0 + rate1 < MAX_TOTAL_RATE
@@ -117,7 +119,7 @@ def fit_label_curve(
     loglik, shift, slope = _fisher(given, clean, rate0, rate1, np.log(scale))
     square = (_logit(rate0) - _logit(rate1)) ** 2
     prior = np.logaddexp(*(-square / (2.0 * width**2) - np.log(width) for width in TIE_WIDTHS))
-    weight, wide = _normalised(loglik + prior), _normalised(interval_power * loglik + prior)
+    weight, wide = _normalised(power * loglik + prior), _normalised(interval_power * loglik + prior)
     return LabelCurve(rate0, rate1, shift, slope / scale, weight, wide)
 
 
@@ -213,7 +215,7 @@ def _knots(margin: FloatArray) -> FloatArray:
     distinct = np.unique(margin)
     if len(distinct) <= KNOTS:
         return distinct
-    return distinct[np.linspace(0, len(distinct) - 1, KNOTS).round().astype(np.int64)]
+    return np.asarray(distinct[np.linspace(0, len(distinct) - 1, KNOTS).round().astype(np.int64)])
 
 
 def _bins(margin: FloatArray, bins: int) -> tuple[FloatArray, FloatArray]:

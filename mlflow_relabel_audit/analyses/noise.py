@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mlflow_relabel_audit.analyses.findings import Finding
+from mlflow_relabel_audit.analyses.findings import Finding, Level
 from mlflow_relabel_audit.analyses.foldout import FOLDS, FoldOut, fold_out, reweighted
 from mlflow_relabel_audit.analyses.label_curve import (
     INTERVAL_POWER,
@@ -32,10 +32,12 @@ NO_NOISE_RATE = 0.01
 SURE = 0.5
 SURE_SHARE = 0.05
 """Rows to check are shown only where the sure ones hold this share of the expected number of wrong labels."""
-WIDE_POWER = 0.2
-"""Tempering of the interval where there are more features than rows, whose margins are noisier."""
-REWEIGH_ROWS = 5.0
-"""Rows per coordinate from which a second round with doubted labels weighed down pays."""
+WIDE_POWERS = (1.0, 0.2)
+"""Powers of the likelihood, for the scores and for the interval, where there are more features than rows: the
+margins are noisier then."""
+BLIND_POWERS = (0.1, 0.1)
+"""The same without evaluation rows: margins of rare words bend the clean curve, which passes for noise in one
+class unless the likelihood is held back."""
 
 
 @dataclass(frozen=True)
@@ -121,12 +123,14 @@ def noise_audit(
     out = fold_out(problem, rows, point, seed=seed)
     curve = _curve(rows, out, clean_rows, clean_label)
     wrong = curve.probability_wrong(out.margin, rows.y)
-    if rows.n >= REWEIGH_ROWS * rows.p:
+    if rows.n >= rows.p:  # with fewer rows than features a second round costs more than it brings
         out = reweighted(problem, rows, point, out, wrong, seed=seed)
         curve = _curve(rows, out, clean_rows, clean_label)
         wrong = curve.probability_wrong(out.margin, rows.y)
     rate = noise_rate(curve, out.margin, rows.y)
     sure, flagged = flag(wrong)
+    if rows.p > rows.n and rate[1] < NO_NOISE_RATE:
+        flagged = sure
 
     scores = _score_frame(problem, rows, ids, counts, wrong, sigmoid(out.margin), flagged)
     against = np.where(rows.y > 0.5, -out.margin, out.margin)
@@ -144,7 +148,7 @@ def noise_audit(
 
 
 def noise_rate(curve: LabelCurve, margin: FloatArray, label: FloatArray) -> tuple[float, float, float]:
-    """Share of wrong labels: posterior mean, and the 2.5 % and 97.5 % quantiles under the tempered likelihood."""
+    """Share of wrong labels: posterior mean, then 2.5 % and 97.5 % quantiles of the tempered posterior."""
     share = curve.mean_wrong(margin, label)
     known = np.isfinite(share)
     estimate = float(curve.weight[known] @ share[known] / curve.weight[known].sum())
@@ -153,7 +157,7 @@ def noise_rate(curve: LabelCurve, margin: FloatArray, label: FloatArray) -> tupl
 
 
 def flag(wrong: FloatArray) -> tuple[Any, Any]:
-    """Which rows are sure, and which are flagged at all (sure, or worth a check); bool of shape (n,) each.
+    """Which rows are sure, and which are flagged at all (sure, or worth a check); bool of shape (n,).
 
     Rows to check are the top k with the greatest expected F1, ``2 sum_k / (k + total)``. Where hardly any row
     is sure, the probabilities cannot tell which rows are wrong, and nothing else is flagged.
@@ -171,8 +175,10 @@ def flag(wrong: FloatArray) -> tuple[Any, Any]:
 
 def _curve(rows: Rows, out: FoldOut, clean_rows: Rows | None, clean_label: FloatArray | None) -> LabelCurve:
     clean_margin = None if clean_rows is None else clean_rows.margins(out.theta)
-    power = WIDE_POWER if rows.p > rows.n else INTERVAL_POWER
-    return fit_label_curve(out.margin, rows.y, clean_margin, clean_label, power)
+    powers = (1.0, INTERVAL_POWER)
+    if rows.p > rows.n:
+        powers = BLIND_POWERS if clean_label is None else WIDE_POWERS
+    return fit_label_curve(out.margin, rows.y, clean_margin, clean_label, *powers)
 
 
 def _evaluation(rows: Rows, features: Any, labels: Any) -> tuple[Rows | None, FloatArray | None]:
@@ -214,16 +220,16 @@ def _score_frame(
 ) -> pd.DataFrame:
     positive = rows.y > 0.5
     classes = pd.Series(problem.classes)
-    return pd.DataFrame(
-        {
-            "train_id": np.asarray(ids),
-            "label": classes.take(positive.astype(np.int64)).to_numpy(),
-            "suggested_label": classes.take((positive ^ flagged).astype(np.int64)).to_numpy(),
-            "score": wrong,
-            "probability_out_of_sample": probability,
-            "flip_set_count": counts,
-        }
-    )
+    columns = {
+        "train_id": np.asarray(ids),
+        "label": classes.take(positive.astype(np.int64)).to_numpy(),
+        "suggested_label": classes.take((positive ^ flagged).astype(np.int64)).to_numpy(),
+        "score": wrong,
+        "probability_out_of_sample": probability,
+        "flip_set_count": counts,
+    }
+    frame: pd.DataFrame = pd.DataFrame(columns)
+    return frame
 
 
 def _findings(
@@ -243,7 +249,7 @@ def _findings(
     if low < NO_NOISE_RATE:
         found.append(Finding("N001", "info", f"Consistent with no label noise: the estimate is {spread}."))
     else:
-        level = "critical" if low >= 0.1 else "warning"
+        level: Level = "critical" if low >= 0.1 else "warning"
         found.append(Finding("N002", level, f"Label noise: an estimated {spread} are wrong."))
     if low >= NO_NOISE_RATE and not (flagged & ~sure).any() and sure.sum() < SURE_SHARE * wrong.sum():
         found.append(
@@ -262,8 +268,8 @@ def _findings(
             Finding(
                 "N004",
                 "warning",
-                f"The errors lean one way: {rates[1 - worse]:.1%} of the true {other!s} are labelled {given!s}, "
-                f"{rates[worse]:.1%} of the true {given!s} are labelled {other!s}.",
+                f"The errors lean one way: {rates[1 - worse]:.1%} of the true {other!s} are labelled "
+                f"{given!s}, {rates[worse]:.1%} of the true {given!s} are labelled {other!s}.",
             )
         )
     if not evaluated:
@@ -280,7 +286,8 @@ def _findings(
             Finding(
                 "N006",
                 "info",
-                f"More features ({rows.p}) than rows ({rows.n}): the rate tends to come out too high, by about 5 points.",
+                f"More features ({rows.p}) than rows ({rows.n}): the rate tends to come out too high, "
+                "by about 5 points.",
             )
         )
     if out.multiplier <= 0.1 and (problem.penalty > 0).any():

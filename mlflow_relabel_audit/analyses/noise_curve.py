@@ -158,10 +158,9 @@ def noise_curve(
 
 
 def _labels(rows: Rows, order: IntArray, toss: FloatArray, level: float, kind: str) -> FloatArray:
-    labels = rows.y.copy()
-    hit = order[: round(level * rows.n)]
-    labels[hit] = toss[hit] if kind == "coin" else 1.0 - labels[hit]
-    return labels
+    hit = np.zeros(rows.n, dtype=bool)
+    hit[order[: round(level * rows.n)]] = True
+    return np.asarray(np.where(hit, toss if kind == "coin" else 1.0 - rows.y, rows.y))
 
 
 def _refitted(
@@ -169,7 +168,7 @@ def _refitted(
 ) -> tuple[Rows, StationaryPoint]:
     """The same rows with other labels, and the minimiser there."""
     noisy = copy.copy(rows)  # shares the design matrix
-    noisy.y = labels
+    noisy.y = np.asarray(labels, dtype=np.float64)
     weight = class_weights(problem, rows, labels[:, None], rows.base_weight[:, None])
     theta = refit(
         noisy,
@@ -209,7 +208,7 @@ def _estimates(problem: Problem, rows: Rows, point: StationaryPoint, sample: Row
 
 
 def _cheapest_form(rows: Rows, point: StationaryPoint, predictions: int) -> tuple[str, float]:
-    """Form of the curvature for a few hundred solves, and the multiply-adds of one refit with its estimates."""
+    """Form of the curvature for a few hundred solves, and the multiply-adds of one refit with estimates."""
     n, p = float(rows.n), float(rows.p)
     touch = rows.nnz * (SPARSE_FLOP if rows.sparse else 1.0)
     solves = predictions + 20.0

@@ -37,6 +37,8 @@ class DualCurvature:
         self._inverse_penalty = np.divide(1.0, penalty, out=np.zeros_like(penalty), where=penalty > 0)
         self._ones = self._inner(self._root) if self._bordered else self._root
         self._schur = float(self._root @ self._ones)
+        if self._bordered and not self._schur > 0.0:
+            raise singular("no row carries curvature, so nothing holds the intercept")
 
     @classmethod
     def factor(cls, rows: Rows, diagonal: FloatArray, penalty: FloatArray) -> DualCurvature:
@@ -54,7 +56,9 @@ class DualCurvature:
         kernel = np.empty((rows.n, rows.n))
         for block in rows.blocks():
             if rows.sparse:
-                kernel[block.start : block.stop] = (block.features.multiply(inverse) @ rows.features.T).toarray()
+                kernel[block.start : block.stop] = (
+                    block.features.multiply(inverse) @ rows.features.T
+                ).toarray()
             else:
                 kernel[block.start : block.stop] = (block.features * inverse) @ rows.features.T
         if rows.intercept and penalty[-1] > 0:

@@ -61,7 +61,9 @@ def save_hessian(
         "condition": point.curvature.condition,
         "rows": len(point.diagonal),
         "coordinates": len(point.theta),
-        "note": "packed lower triangle, row by row" if stored and kind != "cg" else "weights for products with H",
+        "note": "packed lower triangle, row by row"
+        if stored and kind != "cg"
+        else "weights for products with H",
         "sha256": _digest(path),
     }
     described = directory / FACTS

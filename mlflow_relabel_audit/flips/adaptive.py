@@ -23,7 +23,11 @@ GROUP = 64
 
 
 def shrink(
-    searcher: VerifiedSearch, effect: RelabelEffect, block: EstimateBlock, found: list[FlipSet], rounds: int = 2
+    searcher: VerifiedSearch,
+    effect: RelabelEffect,
+    block: EstimateBlock,
+    found: list[FlipSet],
+    rounds: int = 2,
 ) -> list[FlipSet]:
     """Try to replace every verified set of a block by a smaller verified one; never returns a larger set.
 
@@ -40,7 +44,9 @@ def shrink(
         how often a set that shrank is tried again.
     """
     best = list(found)
-    candidates = [t for t, item in enumerate(best) if item.status == VERIFIED and item.k > 1 and item.theta is not None]
+    candidates = [
+        t for t, item in enumerate(best) if item.status == VERIFIED and item.k > 1 and item.theta is not None
+    ]
     for _ in range(rounds):
         if not candidates:
             break
@@ -59,7 +65,11 @@ def shrink(
 
 
 def _rank_again(
-    searcher: VerifiedSearch, effect: RelabelEffect, block: EstimateBlock, found: list[FlipSet], group: IntArray
+    searcher: VerifiedSearch,
+    effect: RelabelEffect,
+    block: EstimateBlock,
+    found: list[FlipSet],
+    group: IntArray,
 ) -> list[InfluenceOrder]:
     rows, point = searcher.rows, searcher.point
     theta = np.stack([found[t].theta for t in group], axis=1)  # type: ignore[arg-type]
@@ -106,5 +116,7 @@ def _solve_at(
         residual -= step * turned
         conditioned = solve(residual)
         previous, rho = rho, np.einsum("ij,ij->j", residual, conditioned)
-        direction = conditioned + np.divide(rho, previous, out=np.zeros_like(rho), where=previous > 0) * direction
+        direction = (
+            conditioned + np.divide(rho, previous, out=np.zeros_like(rho), where=previous > 0) * direction
+        )
     return solution

@@ -98,7 +98,7 @@ from mlflow_relabel_audit.rows import Rows
 
 GRAM_ROWS = 4000
 """Up to this many rows the Gram form takes a few seconds and is the default."""
-LEVELS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512)
+LEVELS = (*range(1, 21), 22, 24, 28, 32, 36, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 256, 320, 384, 512)
 SECANT_FLOPS = 2e10
 """Work of one factorisation of H_lo above which section 4 is left out."""
 SHARES = (0.75, 0.5, 0.25, 0.0)
@@ -140,7 +140,9 @@ class Rounding:
         else:
             total = max(float(point.diagonal.sum()), 1e-300)
             ones = 4.0 * depth * UNIT * float(point.weight.sum())
-            gradient = np.hypot((pulled + ones * largest) / np.sqrt(max(penalty, 1e-300)), ones / np.sqrt(total))
+            gradient = np.hypot(
+                (pulled + ones * largest) / np.sqrt(max(penalty, 1e-300)), ones / np.sqrt(total)
+            )
             # the dual factor's rounding is relative to ||x||_{R^-1}, at most its largest eigenvalue above H's
             eigenvalue = 1.0 + float(point.diagonal @ lengths**2) / max(penalty, 1e-300)
             dual = rows.n * (rows.n + rows.p) * UNIT * condition * eigenvalue
@@ -159,7 +161,14 @@ class Certificate:
         of rising k; empty where nothing can be certified.
     """
 
-    def __init__(self, state: RowState, sign: FloatArray, bounds: tuple[LevelBound, ...], rounding: Rounding, cut: float) -> None:
+    def __init__(
+        self,
+        state: RowState,
+        sign: FloatArray,
+        bounds: tuple[LevelBound, ...],
+        rounding: Rounding,
+        cut: float,
+    ) -> None:
         self.bounds = bounds
         self._state, self._sign, self._rounding, self._cut = state, sign, rounding, cut
 
@@ -222,11 +231,14 @@ class Certificate:
         if point.curvature.kind == "primal" and dense + rows.p**3 <= SECANT_FLOPS:
             boxes = SecantBoxes(rows, point, problem.penalty, state, terms.form)
         bounds: list[LevelBound] = []
+        warm = None
         for k in levels:
-            found = bound_level(sums.at(k), spread, state, k, boxes)
+            at_level = sums.at(k)
+            found = bound_level(at_level, spread, state, k, boxes, warm)
             if found is None:
                 break
             bounds.append(found)
+            warm = found.rho / np.maximum(at_level.reach, 1e-300)
         certificate.bounds = tuple(bounds)
         return certificate
 
@@ -273,7 +285,9 @@ class Certificate:
 class Prospect:
     """One prediction against the level bounds."""
 
-    def __init__(self, certificate: Certificate, response: FloatArray, error: FloatArray, norm: float) -> None:
+    def __init__(
+        self, certificate: Certificate, response: FloatArray, error: FloatArray, norm: float
+    ) -> None:
         state, rounding = certificate._state, certificate._rounding
         self._certificate = certificate
         self._norm = norm * (1.0 + rounding.form)
@@ -313,7 +327,9 @@ class Prospect:
                 high = middle - 1
         return best
 
-    def moves(self, bound: LevelBound, spent: float, lead: IntArray | None = None) -> tuple[FloatArray, IntArray]:
+    def moves(
+        self, bound: LevelBound, spent: float, lead: IntArray | None = None
+    ) -> tuple[FloatArray, IntArray]:
         """Right side of (3), without the parts in `slack`, for 1, 2 ... labels, and the rows that make it.
 
         ``spent`` is a guess of the maximising set's charge, which sets tau; any guess gives a bound. ``lead`` are
@@ -321,10 +337,10 @@ class Prospect:
         """
         worse = np.maximum(-bound.low * self._response, -bound.high * self._response)
         worse += self._error_w
-        budget = bound.energy.offset + spent
-        tau, rest = _price(worse, bound.change, budget)
-        rest += tau * bound.energy.offset
-        gains = tau * bound.energy.charge
+        energy = bound.energy
+        tau, rest = _price(worse, bound.change, energy.offset + spent)
+        rest += tau * energy.offset
+        gains = tau * energy.charge
         gains += self._gains if self._linear else self._gain(bound)
         ranked = _largest(gains, bound.k, lead)
         sums = np.cumsum(np.maximum(gains[ranked], 0.0))

@@ -19,14 +19,15 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from scipy.linalg import solve_triangular
 
 from mlflow_relabel_audit.curvature import Curvature
 from mlflow_relabel_audit.problem import FloatArray
 from mlflow_relabel_audit.rows import Rows
 
 BLOCK_BYTES = 2**24
-EXACT_FLOPS = 4e11
-"""Work above which the exact ``K^D`` and ``K'`` norms are not worth their time; the row norms bound them."""
+EXACT_FLOPS = 2e11
+"""Work above which the norms of ``K^D`` and ``K'`` are not worth their time; the row norms bound them."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,18 @@ class Sums(Protocol):
 
 @dataclass(frozen=True)
 class KernelNorms:
-    """Row norms in the metrics of K, K^D and K', shape (n,) each, upper bounds.
+    """Norms of the rows that bound the kernels' entries by products, shape (n,) each, upper bounds.
 
     Attributes
     ----------
-    full : ``||x_i||_{H^-1}``.
-    data : root of ``K^D_ii``.
-    turned : root of ``x_i' H^-1 (H - 2R) H^-1 (H - 2R) H^-1 x_i``: ``|K'_ji| <= full_j turned_i``.
-    ahead, behind : the positive and negative part of ``K'_ii``.
+    full : ndarray
+        ``||x_i||_{H^-1}``: ``|K_ij| <= full_i full_j``.
+    data : ndarray
+        root of ``K^D_ii``.
+    turned : ndarray
+        root of ``x_i' H^-1/2 |I - 2M| H^-1/2 x_i``: ``|K'_ij| <= turned_i turned_j``.
+    ahead, behind : ndarray
+        positive and negative part of ``K'_ii``.
     """
 
     full: FloatArray
@@ -75,28 +80,32 @@ class KernelNorms:
 def kernel_norms(
     rows: Rows, curvature: Curvature, penalty: FloatArray, full: FloatArray, rounding: float
 ) -> KernelNorms:
-    """Compute the norms from blocks of solves, or bound them by ``full`` where that would take long.
+    """Compute the norms in the joint eigenbasis of H and R, or bound them by ``full`` where that would take long.
 
-    ``K^D <= K`` and ``-K <= K' <= K`` as forms, so ``full`` bounds both of the other norms.
+    With ``V'HV = I`` and ``V'RV = diag(mu)``, ``x' H^-1/2 f(M) H^-1/2 x = sum_k f(mu_k) (V'x)_k^2``. As
+    ``0 <= M <= I``, ``full`` bounds the other norms.
     """
     square = full**2
-    if curvature.kind == "cg" or 8.0 * rows.n * _order(rows, curvature) ** 2 > EXACT_FLOPS:
+    lower = getattr(curvature, "lower", None)
+    if (
+        curvature.kind != "primal"
+        or lower is None
+        or 30.0 * rows.p**3 + 2.0 * rows.n * rows.p**2 > EXACT_FLOPS
+    ):
         return KernelNorms(full, full, full, square, square)
-    once, twice = np.empty(rows.n), np.empty(rows.n)
-    length = _block_length(rows.p)
-    for start in range(0, rows.n, length):
-        index = np.arange(start, min(start + length, rows.n))
-        pulled = penalty[:, None] * curvature.solve(_columns(rows, index))
-        again = curvature.solve(pulled)
-        once[index] = np.einsum("ij,ij->j", pulled, pulled / np.where(penalty > 0, penalty, 1.0)[:, None])
-        twice[index] = np.einsum("ij,ij->j", pulled, again)
+    half = solve_triangular(lower, np.diag(np.sqrt(penalty)), lower=True, check_finite=False)
+    mu, turn = np.linalg.eigh(half @ half.T)
+    basis = solve_triangular(lower, turn, lower=True, trans="T", check_finite=False)
+    functions = np.stack([1.0 - mu, np.abs(1.0 - 2.0 * mu), 1.0 - 2.0 * mu], axis=1)
+    forms = np.empty((rows.n, 3))
+    for block in rows.blocks():
+        forms[block.start : block.stop] = block.margins(basis) ** 2 @ functions
     slack = 8.0 * rounding * square
-    once, twice = np.clip(once, 0.0, square), np.clip(twice, 0.0, square)
-    centre = square - 2.0 * once
+    data, turned, centre = forms.T
     return KernelNorms(
         full=full,
-        data=np.sqrt(np.minimum(square - once + slack, square)),
-        turned=np.sqrt(np.clip(square - 4.0 * once + 4.0 * twice + slack, 0.0, square)),
+        data=np.sqrt(np.clip(data + slack, 0.0, square)),
+        turned=np.sqrt(np.clip(turned + slack, 0.0, square)),
         ahead=np.minimum(np.maximum(centre, 0.0) + slack, square),
         behind=np.minimum(np.maximum(-centre, 0.0) + slack, square),
     )
@@ -116,7 +125,7 @@ class NormSums:
     def at(self, k: int) -> SetSums:
         """Bounds for sets of at most k rows: each kernel entry by the product of its rows' norms."""
         norms, load = self.norms, self._load
-        around = norms.full * self._turned[k - 1]
+        around = norms.turned * self._turned[k - 1]
         own_ahead = load * np.where(self._sign > 0, norms.ahead, norms.behind)
         own_behind = load * np.where(self._sign > 0, norms.behind, norms.ahead)
         return SetSums(
@@ -207,11 +216,6 @@ class GramSums:
         """As summed, for the curvature bound given to the constructor."""
         del curvature_bound
         return self._spread
-
-
-def _order(rows: Rows, curvature: Curvature) -> int:
-    """Order of the factored matrix."""
-    return rows.n if curvature.kind == "dual" else rows.p
 
 
 def _block_length(p: int) -> int:

@@ -20,6 +20,7 @@ ROUNDING = 1e-11
 """Relative slack for the float64 arithmetic of the bounds: sums of up to 1e5 terms of one sign."""
 MAX_ROUNDS = 60
 SHRINKS = 4
+BINS = 256
 GRID = 1.25
 LOOSE = 1.05
 """A closed box this many times the first-order reach is worth tightening by secants."""
@@ -70,7 +71,9 @@ class RowState:
         ends = []
         for z in (self.margin - rho, self.margin + rho):
             ends.append(self.base * (self.by_class[0] * sigmoid(z) + self.by_class[1] * sigmoid(-z)))
-        return np.minimum(*ends) * (1.0 - ROUNDING), np.minimum(np.maximum(*ends) * (1.0 + ROUNDING), self.load)
+        return np.minimum(*ends) * (1.0 - ROUNDING), np.minimum(
+            np.maximum(*ends) * (1.0 + ROUNDING), self.load
+        )
 
 
 @dataclass(frozen=True)
@@ -115,46 +118,53 @@ def top(values: FloatArray, k: int) -> float:
     return float(np.partition(values, len(values) - k)[len(values) - k :].sum())
 
 
+def excess(worth: FloatArray, limit: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """``sum_j limit_j`` and ``sum_j (worth_j - tau)_+ limit_j`` at a falling ladder of tau from the largest worth to 0.
+
+    Every sum is over bins of worth, so it serves to choose a tau; the bound at that tau is then summed exactly.
+    """
+    ceiling = float(worth.max(initial=0.0))
+    if ceiling <= 0.0:
+        return np.zeros(1), np.zeros(1), np.zeros(1)
+    place = np.minimum((worth * (BINS / ceiling)).astype(np.intp), BINS - 1)
+    width = np.cumsum(np.bincount(place, limit, BINS)[::-1])
+    value = np.cumsum(np.bincount(place, limit * worth, BINS)[::-1])
+    tau = ceiling * np.arange(BINS - 1, -1, -1) / BINS
+    return (
+        np.append(ceiling, tau),
+        np.append(0.0, width),
+        np.append(0.0, np.maximum(value - tau * width, 0.0)),
+    )
+
+
 def knapsack(worth: FloatArray, limit: FloatArray, budget: float) -> float:
-    """``max sum_j worth_j e_j`` over ``0 <= e_j <= limit_j``, ``sum_j e_j <= budget``, by its dual."""
-    order = np.argsort(-worth)
-    last = int(np.searchsorted(np.cumsum(limit[order]), budget))
-    price = worth[order[last]] if last < len(worth) else 0.0
+    """``max sum_j worth_j e_j`` over ``0 <= e_j <= limit_j``, ``sum_j e_j <= budget``, from above by its dual."""
+    tau, _, over = excess(worth, limit)
+    price = float(tau[np.argmin(over + np.where(tau > 0, tau * budget, 0.0))]) if np.isfinite(budget) else 0.0
     spent = price * budget if price > 0 else 0.0
     return float(spent + np.maximum(worth - price, 0.0) @ limit) * (1.0 + ROUNDING)
 
 
 def energy(sums: SetSums, state: RowState, rho: FloatArray, k: int) -> Energy:
-    """Bound E_D by the expansion around the first-order move, given ``|delta_j| <= rho_j``.
-
-    ``sum_j (eta_j - tau)_+ psi_j`` falls and ``1 / (1 - tau)`` rises with tau; the best tau is one of the eta_j.
-    """
+    """Bound E_D by the expansion around the first-order move, given ``|delta_j| <= rho_j`` (section 2)."""
     low, high = kappa_range(state.probability, rho)
     positive, negative = np.maximum(high, 0.0), np.maximum(-low, 0.0)
     change = largest_change(state.weight, state.margin, rho)
     eta = np.maximum(positive * sums.ahead, negative * sums.behind)
     eta += np.maximum(positive, negative) * (state.norm * state.residual)
-    with np.errstate(invalid="ignore"):
-        own = np.maximum(positive * sums.own_ahead, negative * sums.own_behind)
-        own = np.where(own > 0, own * change, 0.0)
+    own = np.maximum(positive * sums.own_ahead, negative * sums.own_behind) * change
     charge = sums.pair * (1.0 + state.residual) + own
-    base = top(charge, k) + state.residual * (1.0 + state.residual)
-    order = np.argsort(-eta)
-    ordered, widths = eta[order], change[order]
-    with np.errstate(invalid="ignore"):
-        above = np.cumsum(ordered * widths) - ordered * np.cumsum(widths)  # sum of (eta - tau)_+ psi at tau = eta_m
-    above = np.append(np.maximum(above, 0.0), np.sum(ordered * widths))
-    tau = np.append(ordered, 0.0)
+    most = top(charge, k)
+    free = state.residual * (1.0 + state.residual)
+    tau, _, over = excess(eta, change)
     with np.errstate(divide="ignore", invalid="ignore"):
-        bound = np.where(tau < 1.0 - 1e-9, (base + above) / (1.0 - tau), np.inf)
-    bound = np.where(np.isnan(bound), np.inf, bound)
+        bound = np.where(tau < 1.0 - 1e-9, (most + free + over) / (1.0 - tau), np.inf)
     best = int(np.argmin(bound))
     if not np.isfinite(bound[best]):
         return Energy(np.inf, np.full_like(charge, np.inf), np.inf)
     scale = (1.0 + ROUNDING) / (1.0 - tau[best])
-    excess = float(np.maximum(ordered - tau[best], 0.0) @ widths)
-    offset = (excess + state.residual * (1.0 + state.residual)) * scale
-    return Energy(offset, charge * scale, float(offset + top(charge, k) * scale))
+    offset = (float(np.maximum(eta - tau[best], 0.0) @ change) + free) * scale
+    return Energy(offset, charge * scale, offset + most * scale)
 
 
 @dataclass(frozen=True)
@@ -189,18 +199,39 @@ Box = tuple[FloatArray, Energy]
 """Bounds that hold while ``|delta_j| <= rho_j``: of the moves, shape (n,), and of the energy."""
 
 
+@dataclass(frozen=True)
+class Secant:
+    """The least Hessian ``H_lo`` in a box.
+
+    Attributes
+    ----------
+    least : ndarray of shape (n,)
+        its diagonal weights.
+    norms : ndarray of shape (n,)
+        ``||x_j||_{H_lo^-1}``.
+    ratio : float
+        kappa with ``H_lo >= kappa H``.
+    """
+
+    least: FloatArray
+    norms: FloatArray
+    ratio: float
+
+
 class SecantBoxes:
     """Row norms in the metric of ``H_lo``, the least Hessian in boxes ``|delta_j| <= radius h_j``.
 
     The radii form a geometric grid, so that all levels share the few factorisations.
     """
 
-    def __init__(self, rows: Rows, point: StationaryPoint, penalty: FloatArray, state: RowState, rounding: float) -> None:
+    def __init__(
+        self, rows: Rows, point: StationaryPoint, penalty: FloatArray, state: RowState, rounding: float
+    ) -> None:
         self._rows, self._penalty, self._state, self._rounding = rows, penalty, state, rounding
         self._diagonal = point.diagonal
         self._kind = point.curvature.kind
         self._least = float(state.load.max(initial=0.0) * state.norm.max(initial=0.0)) / 8.0
-        self._known: dict[int, tuple[FloatArray, float] | None] = {}
+        self._known: dict[int, Secant | None] = {}
 
     def radius(self, step: int) -> float:
         """Radius of a grid step."""
@@ -213,8 +244,8 @@ class SecantBoxes:
         step = max(0, int(np.ceil(np.log(max(need / self._least, 1.0)) / np.log(GRID))))
         return step if self.radius(step) >= need else step + 1
 
-    def norms(self, step: int) -> tuple[FloatArray, float] | None:
-        """``||x_j||_{H_lo^-1}`` of shape (n,), and kappa with ``H_lo >= kappa H``; None where H_lo is singular."""
+    def at(self, step: int) -> Secant | None:
+        """The least Hessian in the box of a grid step; None where it is singular."""
         if step not in self._known:
             least = least_secant(self._state, self.radius(step) * self._state.norm)
             held = self._diagonal > 0
@@ -224,28 +255,34 @@ class SecantBoxes:
                 found = factor(self._rows, least, self._penalty, self._kind).row_norms(self._rows)
             except SingularHessianError:
                 inflation = np.inf
-            self._known[step] = (found * (1.0 + inflation), ratio) if inflation < MAX_ROUNDING else None
+            sound = inflation < MAX_ROUNDING
+            self._known[step] = Secant(least, found * (1.0 + inflation), ratio) if sound else None
         return self._known[step]
 
 
 def expand(sums: SetSums, spread: FloatArray, state: RowState, rho: FloatArray, k: int) -> Box:
     """Right sides of the expansion around the first-order move (section 3)."""
-    bound = energy(sums, state, rho, k)
     change = largest_change(state.weight, state.margin, rho)
+    bound = least_energy(energy(sums, state, rho, k), given(state, rho, k))
     drift = knapsack(state.extreme * state.norm, change, bound.total)
     single = state.norm**2 * state.extreme * np.minimum(change, bound.total)
     further = np.minimum(state.norm * drift, spread * bound.total + single)
     return (sums.reach + state.norm * state.residual + further) * (1.0 + ROUNDING), bound
 
 
-def enclose(state: RowState, norms: FloatArray, ratio: float, k: int) -> Box:
-    """Right sides from the least Hessian in the box (section 4)."""
-    loads = state.load * norms
-    reach = top(loads, k)
-    extra = state.residual / np.sqrt(ratio)
-    length = (reach + extra) * (1.0 + ROUNDING)
-    offset = extra * (2.0 * reach + extra) * (1.0 + ROUNDING)
-    return norms * length, Energy(offset, loads * length, length**2)
+def given(state: RowState, rho: FloatArray, k: int) -> Energy:
+    """Bound E_D by ``-(c + r).Delta <= sum_{i in S} load_i rho_i + eps ||Delta||_H`` (section 2)."""
+    charge = state.load * rho
+    widest = 1.0 + float(rho.max(initial=0.0))
+    length = np.sqrt(top(charge, k) * widest) + state.residual * widest
+    offset = float(state.residual * length * (1.0 + ROUNDING))
+    return Energy(offset, charge, offset + top(charge, k))
+
+
+def enclose(state: RowState, secant: Secant, rho: FloatArray, k: int) -> FloatArray:
+    """Bound the moves by the least Hessian in the box (section 4), shape (n,)."""
+    reach = top(state.load * secant.norms, k)
+    return np.asarray(secant.norms * ((reach + state.residual / np.sqrt(secant.ratio)) * (1.0 + ROUNDING)))
 
 
 def least_energy(first: Energy, second: Energy) -> Energy:
@@ -254,14 +291,19 @@ def least_energy(first: Energy, second: Energy) -> Energy:
 
 
 def bound_level(
-    sums: SetSums, spread: FloatArray, state: RowState, k: int, boxes: SecantBoxes | None
+    sums: SetSums,
+    spread: FloatArray,
+    state: RowState,
+    k: int,
+    boxes: SecantBoxes | None,
+    warm: FloatArray | None = None,
 ) -> LevelBound | None:
     """Bound the moves and the energy for every set of at most k rows; None where no box closes.
 
     A box is proved once every right side lies strictly inside it (section 3); from then on right sides are
-    bounds, and shrink it.
+    bounds, and shrink it. ``warm`` is the last level's rho over its reach, a place to begin.
     """
-    found = _close(sums, spread, state, k)
+    found = _close(sums, spread, state, k, warm)
     if boxes is not None and (found is None or (found[0] > LOOSE * sums.reach).any()):
         found = _close_secant(sums, spread, state, k, boxes, found)
     if found is None:
@@ -272,19 +314,21 @@ def bound_level(
         rho, bound = np.minimum(rho, moves), least_energy(bound, tighter)
     low, high = kappa_range(state.probability, rho)
     change = largest_change(state.weight, state.margin, rho)
+    bound = least_energy(bound, given(state, rho, k))
     return LevelBound(k, rho, low, high, change, bound, *state.load_range(rho))
 
 
-def _close(sums: SetSums, spread: FloatArray, state: RowState, k: int) -> Box | None:
-    """Grow a box from the first-order reach until the expansion closes it."""
-    rho = 1.05 * sums.reach + 1e-9
-    for _ in range(MAX_ROUNDS):
-        moves, bound = expand(sums, spread, state, rho, k)
-        if not (moves < FAR).all():
-            return None
-        if (moves < rho).all():
-            return moves, bound
-        rho = np.maximum(rho, 1.02 * moves)
+def _close(sums: SetSums, spread: FloatArray, state: RowState, k: int, warm: FloatArray | None) -> Box | None:
+    """Grow a box from the first-order reach, or from ``warm`` times it, until the expansion closes it."""
+    for stretch in (1.05,) if warm is None else (1.05 * warm, 1.05):
+        rho = stretch * sums.reach + 1e-9
+        for _ in range(MAX_ROUNDS):
+            moves, bound = expand(sums, spread, state, rho, k)
+            if not (moves < FAR).all():
+                break
+            if (moves < rho).all():
+                return moves, bound
+            rho = np.maximum(rho, 1.02 * moves)
     return None
 
 
@@ -296,11 +340,11 @@ def _close_secant(
     closed = False
     while not closed:
         rho = boxes.radius(step) * state.norm
-        norms = boxes.norms(step)
-        if norms is None or rho.max(initial=0.0) > FAR:
+        secant = boxes.at(step)
+        if secant is None or rho.max(initial=0.0) > FAR:
             return proved
-        inner, wide = enclose(state, *norms, k), expand(sums, spread, state, rho, k)
-        moves, bound = np.minimum(inner[0], wide[0]), least_energy(inner[1], wide[1])
+        moves, bound = expand(sums, spread, state, rho, k)
+        moves = np.minimum(moves, enclose(state, secant, rho, k))
         closed = bool((moves < rho).all()) or (proved is not None and bool((proved[0] <= rho).all()))
         step += 1
     rho = moves
@@ -308,9 +352,8 @@ def _close_secant(
         rho, bound = np.minimum(rho, proved[0]), least_energy(bound, proved[1])
     while (lower := boxes.covering(rho)) < step - 1:
         step = lower + 1
-        norms = boxes.norms(lower)
-        if norms is None:
+        secant = boxes.at(lower)
+        if secant is None:
             break
-        moves, tighter = enclose(state, *norms, k)
-        rho, bound = np.minimum(rho, moves), least_energy(bound, tighter)
+        rho = np.minimum(rho, enclose(state, secant, rho, k))
     return rho, bound

@@ -13,6 +13,7 @@ import numpy as np
 
 from mlflow_relabel_audit.curvature import StationaryPoint
 from mlflow_relabel_audit.curvature.stationary import sigmoid
+from mlflow_relabel_audit.errors import RequestError
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect
 from mlflow_relabel_audit.problem import FloatArray, IntArray
 from mlflow_relabel_audit.rows import Rows
@@ -87,8 +88,21 @@ def block_width(n: int) -> int:
 
 
 def respond(rows: Rows, direction: FloatArray, out: FloatArray) -> FloatArray:
-    """``direction' X'`` in float32: (p, B) into ``out`` of shape (B, n)."""
-    narrow = np.ascontiguousarray(direction, dtype=np.float32)
+    """``direction' X'`` in float32: (p, B) into ``out`` of shape (B, n).
+
+    Raises
+    ------
+    RequestError
+        The directions do not fit float32.
+    """
+    try:
+        with np.errstate(over="raise"):
+            narrow = np.ascontiguousarray(direction, dtype=np.float32)
+    except FloatingPointError as error:
+        raise RequestError(
+            f"influences: up to {np.abs(direction).max():.1e} per unit of a feature, beyond float32; scale the features "
+            "(StandardScaler) or strengthen the penalty, and log that model"
+        ) from error
     features = narrow[:-1] if rows.intercept else narrow
     turned = np.ascontiguousarray(features.T)
     for block in rows.blocks(np.float32, length=max(rows.block_length(), 2048)):
@@ -102,7 +116,9 @@ def respond(rows: Rows, direction: FloatArray, out: FloatArray) -> FloatArray:
     return out
 
 
-def response_error(rows: Rows, direction: FloatArray, square_norms: FloatArray) -> tuple[FloatArray, FloatArray]:
+def response_error(
+    rows: Rows, direction: FloatArray, square_norms: FloatArray
+) -> tuple[FloatArray, FloatArray]:
     """Bound the rounding of `respond`: ``|error_ti| <= scale_t row_i``, scale of shape (B,), row of shape (n,).
 
     A float32 sum of p products of rounded factors errs by at most (p + 3) 2^-24 of the product of the norms.
@@ -258,6 +274,4 @@ def complete_order(
     ranked = positive[np.argsort(-gains[positive], kind="stable")]
     known = np.isin(ranked, order.index, assume_unique=True)
     index = np.concatenate([order.index, ranked[~known]])
-    return InfluenceOrder(
-        index, np.maximum(gains[index], 0.0), True, order.k_estimate, order.k_paper
-    )
+    return InfluenceOrder(index, np.maximum(gains[index], 0.0), True, order.k_estimate, order.k_paper)

@@ -2,13 +2,14 @@ r"""Refitting with relabelled rows, many predictions at once, until each predict
 
 Every prediction t of a block has its own relabelled set S_t and so its own objective F_S. All are minimised
 together by preconditioned nonlinear conjugate gradients (Polak-Ribiere+, restarted where the direction is no
-descent); the preconditioner is the factor of H at the fitted point, and the line search is one Newton step on
-``z + alpha X d``, a second where the step is long. One iteration costs two products of the training rows.
+descent); the preconditioner is the factor of a reference Hessian, and the line search is Newton's on
+``z + alpha X d``: one step, or several inside a bracket where the step is long. One iteration costs two products of the training rows. The
+reference is H at the fitted point, shared by all; a column so far from there that it converges slowly is given its
+own, taken where it stands (`RefitBlock.refresh`), after which the steps are nearly Newton's.
 
 **The sign proof.** At theta let ``r = grad F_S(theta)``, ``delta = theta_S - theta``, ``d_i`` the curvature weights at
 theta and ``dbar_i = s_i (sigma(z_i + delta_i) - sigma(z_i)) / delta_i`` their secants, ``Hbar = X' diag(dbar) X + R``.
-Stationarity is the exact equation ``r + Hbar delta = 0``. Write H for the Hessian at the fitted point, d0 its
-weights, ``h = max_i ||x_i||_{H^-1}`` and ``eps = ||r||_{H^-1}``.
+Stationarity is the exact equation ``r + Hbar delta = 0``. Write H for the reference Hessian, d0 its weights, ``h = max_i ||x_i||_{H^-1}`` and ``eps = ||r||_{H^-1}``.
 
 1. *Spectral bound.* ``X' diag(d) X + R >= kappa H`` with ``kappa = min(1, min_i d_i / d0_i)``, and also with
    ``kappa = q - sum_i (q - d_i / d0_i)_+ d0_i h_i^2`` for any q <= 1, because ``d0_i x_i x_i' <= d0_i h_i^2 H``.
@@ -32,14 +33,17 @@ from __future__ import annotations
 import numpy as np
 import scipy.sparse as sp
 
-from mlflow_relabel_audit.curvature import StationaryPoint
+from mlflow_relabel_audit.curvature import Curvature, StationaryPoint, factor
 from mlflow_relabel_audit.curvature.stationary import refit, sigmoid
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect
 from mlflow_relabel_audit.problem import FloatArray, IntArray, Problem
 from mlflow_relabel_audit.rows import Rows
 
 LONG_STEP = 0.5
-"""A move of some margin beyond which the line search takes its second Newton step."""
+"""A move of some margin beyond which the line search looks again at where its Newton step leads."""
+LINE_STEPS = 6
+FLAT = 0.3
+"""Share of the first slope at which the line search is content."""
 ROUNDING = 1e-10
 """Relative slack for float64 rounding in the sums of the sign proof."""
 SPECTRAL_LEVELS = (0.35, 0.7)
@@ -70,11 +74,9 @@ class RefitBlock:
     ) -> None:
         self.problem, self.rows, self.point, self.effect = problem, rows, point, effect
         self.products = 0.0
-        self._norm_max = float(row_norms.max(initial=0.0))
+        self.refreshed = 0
+        self._shared_norm_max = float(row_norms.max(initial=0.0))
         self._leverage = point.diagonal * row_norms**2
-        self._inverse_diagonal = np.divide(
-            1.0, point.diagonal, out=np.zeros(rows.n), where=point.diagonal > 0
-        )
         self._total = float(rows.base_weight.sum())
         self._positive = float(rows.base_weight @ rows.y)
         p, n = rows.p, rows.n
@@ -89,6 +91,9 @@ class RefitBlock:
         self._conditioned = np.zeros((p, width))
         self._previous = np.zeros((p, width))
         self._curvature = np.zeros((n, width))
+        self._reference = np.zeros((n, width))
+        self._own: list[Curvature | None] = [None] * width
+        self._norm_max = np.zeros(width)
         self._image = np.zeros((n, width))
         self._rho = np.zeros(width)  # r . H^-1 r of the direction's step; 0 restarts
         self._target_norm = np.zeros(width)
@@ -113,32 +118,61 @@ class RefitBlock:
         self.targets[:, slot] = target
         self.u[:, slot] = u
         self.response[:, slot] = response
+        self._reference[:, slot] = self.point.diagonal
+        self._own[slot] = None
+        self._norm_max[slot] = self._shared_norm_max
         self._target_norm[slot] = np.sqrt(max(float(target @ u), 0.0))
         self.restart(slot)
 
     def restart(self, slot: int) -> None:
-        """Take a column back to the fitted point with nothing relabelled."""
+        """Take a column back to the fitted point with nothing relabelled; its reference stays."""
         self.theta[:, slot] = self.point.theta
         self.z[:, slot] = self.point.margin
         self._curvature[:, slot] = self.point.diagonal
         self.gradient[:, slot] = 0.0
         self.relabelled[slot] = np.zeros(0, dtype=np.int64)
         self._rho[slot] = 0.0
-        self.kappa[slot] = 1.0
+        shared = self._own[slot] is None
+        self.kappa[slot] = 1.0 if shared else 0.0  # against an own reference nothing is known here yet
         self._q[slot] = 0.0
         self._c[slot] = self._target_norm[slot] ** 2
         self._stale_pairs = True
+
+    def refresh(self, slot: int) -> None:
+        """Make the Hessian at a column's own theta and labels its reference; theta stays.
+
+        Raises
+        ------
+        SingularHessianError
+            That Hessian cannot be inverted: the column has run off to where rows carry no curvature.
+        """
+        diagonal = self._curvature[:, slot].copy()
+        own = factor(self.rows, diagonal, self.problem.penalty, self.point.curvature.kind)
+        u = own.solve(self.targets[:, slot])
+        response = np.abs(self.rows.margins(u))
+        self._own[slot], self._reference[:, slot] = own, diagonal
+        self.u[:, slot] = u
+        self.response[:, slot] = response * (
+            1.0 + 2.0**-22
+        )  # float32 may round down, the bound has to stay one
+        self._target_norm[slot] = np.sqrt(max(float(self.targets[:, slot] @ u), 0.0))
+        self._norm_max[slot] = own.row_norms(self.rows).max(initial=0.0)
+        self.kappa[slot], self._q[slot], self._c[slot] = 1.0, 0.0, float(diagonal @ response**2)
+        self._rho[slot] = 0.0
+        self.products += 1
+        self.refreshed += 1
 
     def keep(self, slots: IntArray) -> None:
         """Drop every column but ``slots``."""
         for name in (
             "targets", "u", "theta", "z", "response", "gradient",
-            "_direction", "_conditioned", "_previous", "_curvature", "_image",
+            "_direction", "_conditioned", "_previous", "_curvature", "_reference", "_image",
         ):  # fmt: skip
             setattr(self, name, np.ascontiguousarray(getattr(self, name)[:, slots]))
-        for name in ("_rho", "_target_norm", "kappa", "_q", "_c"):
+        for name in ("_rho", "_target_norm", "_norm_max", "kappa", "_q", "_c"):
             setattr(self, name, getattr(self, name)[slots])
         self.relabelled = [self.relabelled[slot] for slot in slots]
+        self._own = [self._own[slot] for slot in slots]
         self._stale_pairs = True
 
     # -- the relabelled sets ---------------------------------------------------------------------------------
@@ -170,7 +204,9 @@ class RefitBlock:
         else:
             self._evaluate(slots)
 
-    def _move_gradient(self, index: IntArray, column: IntArray, amount: FloatArray, length: int = 8192) -> None:
+    def _move_gradient(
+        self, index: IntArray, column: IntArray, amount: FloatArray, length: int = 8192
+    ) -> None:
         for start in range(0, len(index), length):
             part = slice(start, start + length)
             size = len(index[part])
@@ -201,7 +237,9 @@ class RefitBlock:
 
     # -- passes over the rows --------------------------------------------------------------------------------
 
-    def _residual(self, part: slice, z: FloatArray, by_class: FloatArray, curvature: FloatArray) -> FloatArray:
+    def _residual(
+        self, part: slice, z: FloatArray, by_class: FloatArray, curvature: FloatArray
+    ) -> FloatArray:
         """``s (sigma(z) - y)`` under each column's labels; fills ``curvature`` with ``s sigma(z) sigma(-z)``."""
         y, base = self.rows.y[part], self.rows.base_weight[part]
         weight = self.point.weight[part, None]
@@ -223,7 +261,7 @@ class RefitBlock:
 
     def _evaluate(self, slots: IntArray | None = None, step: FloatArray | None = None) -> None:
         """One pass: move z by ``step`` times the image, then gradient, curvature weights and the proof's sums."""
-        rows, point = self.rows, self.point
+        rows = self.rows
         by_class = self._class_weights()
         gradient = self.problem.penalty[:, None] * self.theta
         q, c = np.zeros(self.width), np.zeros(self.width)
@@ -238,35 +276,53 @@ class RefitBlock:
             gradient += block.pull(residual)
             self._prove_sums(part, self._curvature[part], q, c, least, short)
         changed = np.arange(self.width) if slots is None else slots
-        levels = np.asarray(SPECTRAL_LEVELS)[:, None] - short
-        kappa = np.maximum(np.minimum(least, 1.0), levels.max(axis=0))
+        levels = (np.asarray(SPECTRAL_LEVELS)[:, None] - short).max(axis=0)
+        levels[[own is not None for own in self._own]] = 0.0  # leverages are those of the shared reference
+        kappa = np.maximum(np.minimum(least, 1.0), levels)
         self.gradient[:, changed] = gradient[:, changed]
         self.kappa[changed], self._q[changed], self._c[changed] = kappa[changed], q[changed], c[changed]
         self.products += len(changed)
 
     def _prove_sums(
-        self, part: slice, curvature: FloatArray, q: FloatArray, c: FloatArray, least: FloatArray, short: FloatArray
+        self,
+        part: slice,
+        curvature: FloatArray,
+        q: FloatArray,
+        c: FloatArray,
+        least: FloatArray,
+        short: FloatArray,
     ) -> None:
-        fitted = self.point.diagonal[part, None]
+        reference = self._reference[part]
         response = self.response[part]
         weighted = curvature * response
         c += np.einsum("ij,ij->j", weighted, response)
-        ratio = curvature * self._inverse_diagonal[part, None]
-        ratio[self._inverse_diagonal[part] == 0.0] = 1.0
+        ratio = np.divide(curvature, reference, out=np.ones_like(curvature), where=reference > 0)
         np.minimum(least, ratio.min(axis=0), out=least)
         leverage = self._leverage[part]
         for level, value in enumerate(SPECTRAL_LEVELS):
             short[level] += leverage @ np.maximum(value - ratio, 0.0)
-        away = fitted - curvature
+        away = reference - curvature
         away *= response
-        np.divide(away * away, curvature, out=weighted, where=curvature > 0)
+        away *= away
+        with np.errstate(
+            over="ignore"
+        ):  # a row whose curvature is gone: nothing can be proved, and inf says so
+            np.divide(away, np.maximum(curvature, np.finfo(float).tiny), out=weighted)
         q += weighted.sum(axis=0)
 
     # -- one iteration ---------------------------------------------------------------------------------------
 
     def condition(self, slots: IntArray) -> None:
         """Solve the cached factor with the gradients of ``slots``; `prove` and `descend` read the result."""
-        self._conditioned[:, slots] = self.point.curvature.solve(np.ascontiguousarray(self.gradient[:, slots]))
+        shared = np.array([slot for slot in slots if self._own[slot] is None], dtype=np.intp)
+        if shared.size:
+            self._conditioned[:, shared] = self.point.curvature.solve(
+                np.ascontiguousarray(self.gradient[:, shared])
+            )
+        for slot in slots:
+            own = self._own[slot]
+            if own is not None:
+                self._conditioned[:, slot] = own.solve(self.gradient[:, slot])
 
     def margins(self) -> FloatArray:
         """The margins at the present theta, shape (B,)."""
@@ -323,16 +379,35 @@ class RefitBlock:
             bend += np.einsum("ij,ij->j", scaled, image)
             np.maximum(longest, np.abs(image).max(axis=0), out=longest)
         self.products += self.width
-        step = np.where(bend > 0, -slope / np.where(bend > 0, bend, 1.0), 0.0)
+        step = np.divide(-slope, bend, out=np.zeros_like(slope), where=bend > 0)
         if np.any(step * longest > LONG_STEP):
-            step = self._second_step(direction, step, bend_penalty)
+            step = self._safeguard(direction, slope, step, bend_penalty)
         return step
 
-    def _second_step(self, direction: FloatArray, step: FloatArray, bend_penalty: FloatArray) -> FloatArray:
-        """The Newton step again from ``z + step X direction``, kept positive."""
+    def _safeguard(
+        self, direction: FloatArray, slope: FloatArray, step: FloatArray, bend_penalty: FloatArray
+    ) -> FloatArray:
+        """Newton steps along the direction, kept inside a bracket of the minimum, until the slope is small."""
+        low, high = np.zeros_like(step), np.full_like(step, np.inf)
+        slope_penalty = np.einsum("ij,ij->j", direction, self.problem.penalty[:, None] * self.theta)
+        best = step
+        for _ in range(LINE_STEPS):
+            here, bend = self._along(direction, best)
+            here += slope_penalty + best * bend_penalty
+            bend += bend_penalty
+            low, high = np.where(here < 0, best, low), np.where(here < 0, high, best)
+            newton = best - np.divide(here, bend, out=np.zeros_like(here), where=bend > 0)
+            middle = np.where(np.isfinite(high), 0.5 * (low + high), 4.0 * best)
+            inside = (newton > low) & (newton < np.where(np.isfinite(high), high, 4.0 * best))
+            best = np.where(inside, newton, middle)
+            if np.all(np.abs(here) <= FLAT * np.abs(slope)):
+                break
+        return best
+
+    def _along(self, direction: FloatArray, step: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """First and second derivative of the loss along the direction at ``step``, the penalty left out."""
         by_class = self._class_weights()
-        slope = np.einsum("ij,ij->j", direction, self.problem.penalty[:, None] * self.theta) + step * bend_penalty
-        bend = bend_penalty.copy()
+        slope, bend = np.zeros(self.width), np.zeros(self.width)
         for block in self.rows.blocks(length=self.rows.block_length(3 * self.width)):
             part = slice(block.start, block.stop)
             image = self._image[part]
@@ -341,18 +416,20 @@ class RefitBlock:
             slope += np.einsum("ij,ij->j", residual, image)
             curvature *= image
             bend += np.einsum("ij,ij->j", curvature, image)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            better = step - slope / bend
-        return np.where(np.isfinite(better) & (better > 0), better, step)
+        return slope, bend
 
 
 def exact_margin(
-    problem: Problem, rows: Rows, point: StationaryPoint, relabelled: IntArray, theta: FloatArray, target: FloatArray
+    problem: Problem,
+    rows: Rows,
+    point: StationaryPoint,
+    relabelled: IntArray,
+    theta: FloatArray,
+    target: FloatArray,
 ) -> tuple[float, float, FloatArray]:
-    """Margin of one row after a refit by Newton steps with the refit's own Hessian, its error, and theta.
+    """Margin of one row after a refit by damped Newton steps to the end, its error, and theta.
 
-    For predictions so far from the fitted point that its Hessian guides no longer. The error is the plain bound
-    of the module's proof with the refit's Hessian for H, so kappa = 1.
+    The error is the plain bound of the module's proof with the refit's Hessian for H, so kappa = 1.
 
     Raises
     ------

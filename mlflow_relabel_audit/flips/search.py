@@ -17,7 +17,7 @@ import numpy as np
 from mlflow_relabel_audit.curvature import StationaryPoint
 from mlflow_relabel_audit.errors import SingularHessianError
 from mlflow_relabel_audit.flips.order import EstimateBlock, InfluenceOrder, complete_order, response_error
-from mlflow_relabel_audit.flips.refit import RefitBlock, exact_margin
+from mlflow_relabel_audit.flips.refit import RefitBlock
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect
 from mlflow_relabel_audit.problem import FloatArray, IntArray, Problem
 from mlflow_relabel_audit.rows import Rows
@@ -26,9 +26,9 @@ VERIFIED, UNVERIFIED, NOT_FLIPPABLE = "verified", "unverified", "not_flippable"
 
 STATE_BYTES = 2**24
 MAX_WIDTH = 64
-MAX_DESCENTS = 120
-MIN_DESCENTS = 5
-MAX_EXACT = 60
+MIN_DESCENTS = 4
+MAX_DESCENTS = 60
+MAX_REFRESHES = 12
 FARTHEST = 3
 """A secant may reach at most to about this many times the present k."""
 FREE_AIMS = 6
@@ -70,11 +70,14 @@ class FlipSet:
 class _Column:
     """One prediction on its way: its order, its bracket, the k it is at."""
 
-    def __init__(self, t: int, order: InfluenceOrder, margin: float, toward: float, upper: int | None = None) -> None:
+    def __init__(
+        self, t: int, order: InfluenceOrder, margin: float, toward: float, upper: int | None, patience: int
+    ) -> None:
         self.t, self.toward, self.distance = t, toward, abs(margin)
         self.low, self.high, self.k = 0, upper, 0
         self.low_left, self.looks = self.distance, 0
-        self.descents = self.aims = 0
+        self.descents = self.aims = self.refreshes = 0
+        self.patience = patience
         self.abandoned = False
         self.cap: int | None = None
         self.margin_after = np.nan
@@ -135,7 +138,9 @@ class _Column:
     def outcome(self, status: str, keep_theta: bool) -> FlipSet:
         k = self.high if status == VERIFIED and self.high is not None else 0
         theta = self.theta if keep_theta and k else None
-        return FlipSet(self.order.index[:k], self.order.influence[:k], status, self.margin_after if k else np.nan, theta)
+        return FlipSet(
+            self.order.index[:k], self.order.influence[:k], status, self.margin_after if k else np.nan, theta
+        )
 
 
 @dataclass(frozen=True)
@@ -148,13 +153,13 @@ class SearchCost:
         float64 products of the training rows with one vector.
     settled : int
         values of k whose sign was proved.
-    refits : int
-        of them, by a refit with its own Hessian.
+    refreshed : int
+        own reference Hessians taken, each about N p^2 work.
     """
 
     products: float
     settled: int
-    refits: int
+    refreshed: int
 
 
 class VerifiedSearch:
@@ -183,14 +188,14 @@ class VerifiedSearch:
         self._row_norms = row_norms
         self._square_norms = rows.square_norms()
         self.width = width or int(np.clip(STATE_BYTES // (24 * max(rows.n, 1)), 8, MAX_WIDTH))
-        self.products, self.settled, self.refits = 0.0, 0, 0
-        # an own Hessian costs about p / 4 iterations: give up on the shared one no sooner than that pays
+        self.products, self.settled, self.refreshed = 0.0, 0, 0
+        # an own Hessian costs about p / 4 iterations: do without it until they have been spent
         self._patience = int(np.clip(rows.p / 4, MIN_DESCENTS, MAX_DESCENTS))
 
     @property
     def cost(self) -> SearchCost:
         """Products and settled values of k so far."""
-        return SearchCost(self.products, self.settled, self.refits)
+        return SearchCost(self.products, self.settled, self.refreshed)
 
     def run(
         self,
@@ -224,6 +229,9 @@ class VerifiedSearch:
         pending = [t for t in range(len(orders)) if upper is None or upper[t] > 1]
         for t in set(range(len(orders))) - set(pending):
             results[t] = FlipSet(np.zeros(0, dtype=np.int64), np.zeros(0), UNVERIFIED, np.nan)
+        for t in [t for t in pending if not len(orders[t].index)]:  # no label pulls toward the flip
+            results[t] = FlipSet(np.zeros(0, dtype=np.int64), np.zeros(0), NOT_FLIPPABLE, np.nan)
+            pending.remove(t)
         pending.reverse()
         columns: list[_Column | None] = [None] * width
 
@@ -256,10 +264,11 @@ class VerifiedSearch:
             for slot, column in enumerate(columns):
                 if column is not None:
                     column.descents += 1
-                    if column.descents >= self._patience:
-                        self._finish_exactly(column, state.theta[:, slot].copy(), block, bounded)
+                    if column.descents >= column.patience:
+                        self._refresh(state, slot, column)
             collect()
         self.products += state.products
+        self.refreshed += state.refreshed
         return [result for result in results if result is not None]
 
     def _fill(
@@ -280,7 +289,14 @@ class VerifiedSearch:
             if held is not None or not pending:
                 continue
             t = pending.pop()
-            column = _Column(t, orders[t], block.margin[t], block.toward[t], None if upper is None else upper[t])
+            column = _Column(
+                t,
+                orders[t],
+                block.margin[t],
+                block.toward[t],
+                None if upper is None else upper[t],
+                self._patience,
+            )
             bound = np.abs(block.response[t]) + scale[t] * row
             state.load(slot, block.rows[:, t], block.direction[:, t], bound)
             columns[slot] = column
@@ -338,33 +354,24 @@ class VerifiedSearch:
         if slots.size:
             state.condition(slots)
 
-    def _finish_exactly(self, column: _Column, theta: FloatArray, block: EstimateBlock, bounded: bool) -> None:
-        """Close a column's bracket by refits with their own Hessians; leaves it unverified where one fails."""
-        starts = [self.point.theta, theta]
-        for _ in range(MAX_EXACT):
-            try:
-                margin, error, theta = exact_margin(
-                    self.problem, self.rows, self.point, self._set(column), starts[-1], block.rows[:, column.t]
-                )
-            except SingularHessianError:
-                if len(starts) > 1:  # the descent may have run off: once more from the fitted point
-                    starts.pop()
-                elif column.k > column.low + 1:  # too many labels of one class: no finite minimiser there
-                    column.cap = column.k - 1
-                    column.k = (column.low + column.k) // 2
-                else:
-                    break
-                continue
-            starts = [self.point.theta, theta]
-            self.refits += 1
-            if not abs(margin) > error:
-                break
-            column.settle(margin, theta)
-            self.settled += 1
-            if self._status(column, bounded) is not None:
+    def _refresh(self, state: RefitBlock, slot: int, column: _Column) -> None:
+        """Give a slow column its own reference Hessian; where it has none, try a smaller set from the start."""
+        column.patience = column.descents + self._patience
+        column.refreshes += 1
+        if column.refreshes > MAX_REFRESHES:
+            column.abandoned = True
+            return
+        try:
+            state.refresh(slot)
+        except SingularHessianError:  # too many labels of one class: no finite minimiser there
+            if column.k <= column.low + 1:
+                column.abandoned = True
                 return
-            self._goto(column, column.aim(margin), block)
-        column.abandoned = True
+            column.cap = column.k - 1
+            column.k = (column.low + column.k) // 2
+            state.restart(slot)
+            state.relabel(np.array([slot]), [self._set(column)])
+            state.condition(np.array([slot]))
 
     @staticmethod
     def _set(column: _Column | None) -> IntArray:

@@ -217,7 +217,8 @@ def _compositions(groups: pd.DataFrame) -> pd.DataFrame:
         part = part[part["train_group"] != ALL]
     by_p = part.assign(_strength=-(part["lift"] - 1).abs())
     order = by_p.sort_values(["p_adjusted", "_strength"], kind="stable", na_position="last").index
-    return part.loc[order].head(_COMPOSITIONS)
+    first: pd.DataFrame = part.loc[order].head(_COMPOSITIONS)
+    return first
 
 
 def _composition_table(part: pd.DataFrame, whose: str) -> Table:

@@ -92,6 +92,7 @@ def finish(figure: Figure, name: str, title: str, description: str) -> Markup:
     body = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<defs>\s*<style.*?</defs>", "", body, flags=re.S)
     body = re.sub(r' id="([^"]+)"', lambda m: m[0] if f"#{m[1]}" in body else "", body)
     body = re.sub(r'( (?:d|x|y|transform)=")([^"]*)"', lambda m: m[1] + _shorter(m[2]) + '"', body)
+    body = re.sub(r"M ?([\d.-]+ [\d.-]+) ?L ?\1(?= |\")", r"M\1h0", body)
     body = re.sub(r"font(-family|-stretch|-style|-variant|-weight)?: ?([^;\"]*)", _font, body)
     for colour, variable in _VARIABLES.items():
         body = body.replace(colour, f"var(--{variable})")
@@ -121,8 +122,7 @@ def _font(match: re.Match[str]) -> str:
 
 def dots(axes: Axes, x: ArrayLike, y: ArrayLike, colour: str, size: float = 4.5) -> None:
     """Draw points as ONE path of round-capped strokes of no length: a thousand take 20 kB, not 120."""
-    points: NDArray[np.float64] = axes.transData.transform(np.column_stack([np.asarray(x), np.asarray(y)]))
-    points = np.unique(np.round(points * 2) / 2, axis=0)
+    points = _places(axes, x, y)
     if not len(points):
         return
     vertices = np.repeat(points, 2, axis=0)
@@ -138,8 +138,7 @@ def dots(axes: Axes, x: ArrayLike, y: ArrayLike, colour: str, size: float = 4.5)
 
 def diamonds(axes: Axes, x: ArrayLike, y: ArrayLike, colour: str, size: float = 3.2) -> None:
     """Draw points as diamonds, one path for all: another shape, not only another colour."""
-    points = axes.transData.transform(np.column_stack([np.asarray(x), np.asarray(y)]))
-    points = np.unique(np.round(points * 2) / 2, axis=0)
+    points = _places(axes, x, y)
     if not len(points):
         return
     corner = size * np.array([[0, 1], [1, 0], [0, -1], [-1, 0], [0, 1]])
@@ -151,6 +150,13 @@ def diamonds(axes: Axes, x: ArrayLike, y: ArrayLike, colour: str, size: float = 
     patch.set_transform(matplotlib.transforms.IdentityTransform())
     axes.add_artist(patch)
     patch.set_clip_path(None)
+
+
+def _places(axes: Axes, x: ArrayLike, y: ArrayLike) -> NDArray[np.float64]:
+    """Return where points stand on the picture, each place once; on a coarser grid where they are many."""
+    points: NDArray[np.float64] = axes.transData.transform(np.column_stack([np.asarray(x), np.asarray(y)]))
+    step = 0.5 if len(points) <= 3000 else 2.0
+    return np.unique(np.round(points / step) * step, axis=0)
 
 
 def note(

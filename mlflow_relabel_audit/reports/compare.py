@@ -9,6 +9,7 @@ import pandas as pd
 
 from mlflow_relabel_audit.analyses.compare import ALPHA, MIN_RATIO, CompareResult
 from mlflow_relabel_audit.reports import pictures, text
+from mlflow_relabel_audit.reports.charts import Chart
 from mlflow_relabel_audit.reports.context import ReportContext
 from mlflow_relabel_audit.reports.environment import render
 from mlflow_relabel_audit.reports.tables import ROW_LIMIT, Column, Table
@@ -84,7 +85,7 @@ def _figures(result: CompareResult, names: list[str]) -> list[dict[str, Any]]:
     return [{"alarm": False, **item} for item in items]
 
 
-def _charts(result: CompareResult) -> list[pictures.Chart]:
+def _charts(result: CompareResult) -> list[Chart]:
     charts = []
     for number, row in enumerate(result.pairs.head(_PICTURES).to_dict("records")):
         a, b = row["run_a"], row["run_b"]

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from mlflow_relabel_audit.reports import pictures, text
+from mlflow_relabel_audit.reports.charts import Chart
 from mlflow_relabel_audit.reports.context import ReportContext
 from mlflow_relabel_audit.reports.environment import render
 from mlflow_relabel_audit.reports.similar import Reader, reader
@@ -65,7 +66,7 @@ def _classes(result: ContestResult, context: ReportContext) -> tuple[str, str]:
 def _k(result: ContestResult) -> float:
     """Return k, or the length of the estimated set where it was not verified; NaN where no set was found."""
     if text.is_finite(result.k):
-        return float(result.k)
+        return text.as_float(result.k)
     return float(len(result.flip_set)) if len(result.flip_set) else float("nan")
 
 
@@ -84,9 +85,9 @@ def _sentence(result: ContestResult, context: ReportContext) -> dict[str, Any]:
 
 def _certificate(result: ContestResult) -> str:
     """Return what is proved about smaller sets, in one sentence."""
-    if not text.is_finite(result.k_lower) or result.k_lower < 1:
+    if result.k_lower is None:
         return ""
-    lower, k = int(result.k_lower), _k(result)
+    lower, k = result.k_lower, _k(result)
     if lower == k and result.status == "verified":
         return "No smaller set of labels can change this decision: that is proved."
     if lower > 1:
@@ -97,16 +98,16 @@ def _certificate(result: ContestResult) -> str:
 
 def _figures(result: ContestResult, context: ReportContext) -> list[dict[str, Any]]:
     k = _k(result)
-    items = [
-        {"label": "labels that flip it together (k)", "value": text.count(k), "alarm": False},
-        {"label": "labels at least, proved (k_lower)", "value": text.count(result.k_lower), "alarm": False},
-        {
-            "label": f"probability of {text.visible(context.class_names[1], 24)} now",
-            "value": text.probability(result.probability),
-        },
-        {"label": "once those labels are changed", "value": text.probability(result.probability_after)},
-    ]
-    return [{"alarm": False, **item} for item in items if item["value"] != text.MISSING]
+    items = {
+        "labels that flip it together (k)": text.count(k),
+        "labels at least, proved (k_lower)": text.count(result.k_lower),
+        f"probability of {text.visible(context.class_names[1], 24)} now": text.probability(
+            result.probability
+        ),
+        "once those labels are changed": text.probability(result.probability_after),
+    }
+    shown = {label: value for label, value in items.items() if value != text.MISSING}
+    return [{"label": label, "value": value, "alarm": False} for label, value in shown.items()]
 
 
 def _rows(result: ContestResult, context: ReportContext) -> Reader | None:
@@ -131,7 +132,8 @@ def _training_rows(result: ContestResult, context: ReportContext) -> pd.DataFram
         return None
     wanted = pd.Index(result.flip_set["train_id"].head(_ROWS_SHOWN))
     known = context.train_rows[~context.train_rows.index.duplicated()]
-    return known.loc[wanted.intersection(known.index, sort=False)]
+    found: pd.DataFrame = known.loc[wanted.intersection(known.index, sort=False)]
+    return found
 
 
 def _review(result: ContestResult, context: ReportContext, rows: Reader | None) -> dict[str, Any]:
@@ -142,7 +144,7 @@ def _review(result: ContestResult, context: ReportContext, rows: Reader | None) 
     for train_id in labels["train_id"].head(_ROWS_SHOWN if rows else 0):
         known = rows is not None and others is not None and train_id in others.index
         shown.append(rows.show(others.loc[train_id]) if known and rows and others is not None else None)
-    verified = result.status == "verified" and text.is_finite(result.probability_after)
+    refitted = result.status == "verified" and len(labels) == len(result.flip_set)
     return {
         "margin": float(result.margin),
         "offset": pictures.logit(result.threshold),
@@ -151,19 +153,29 @@ def _review(result: ContestResult, context: ReportContext, rows: Reader | None) 
         "old": [text.visible(v, 60) for v in labels["train_label"]],
         "new": [text.visible(v, 60) for v in labels["new_label"]],
         "influence": [figure(v) or 0 for v in labels["influence"]],
-        "after": float(result.probability_after)
-        if verified and len(labels) == len(result.flip_set)
-        else None,
-        "positive": bool(text.is_finite(result.margin_after) and result.margin_after > 0),
+        "scale": _scale(result) if refitted else 1.0,
+        "after": result.probability_after if refitted else None,
+        "positive": text.as_float(result.margin_after) > 0,
         "rows": shown,
     }
 
 
-def _path(result: ContestResult, context: ReportContext) -> pictures.Chart:
+def _scale(result: ContestResult) -> float:
+    """Return what single effects are multiplied by so that together they move the margin as the refit does.
+
+    Each label's effect is first order at the fitted model; together they may overstate the move by half.
+    """
+    alone = float(result.flip_set["influence"].sum())
+    moved = text.as_float(result.margin_after) - result.margin
+    scale = moved / alone if alone else 1.0
+    return scale if 0.1 <= scale <= 10.0 else 1.0
+
+
+def _path(result: ContestResult, context: ReportContext) -> Chart:
     probability = np.concatenate(
         [[result.probability], result.flip_set["cumulative_probability"].to_numpy(dtype=float)]
     )
-    after = float(result.probability_after) if text.is_finite(result.probability_after) else float("nan")
+    after = text.as_float(result.probability_after)
     return pictures.label_path(probability, after, result.threshold, context.class_names)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from mlflow_relabel_audit.reports import pictures, text
+from mlflow_relabel_audit.reports.charts import Chart
 from mlflow_relabel_audit.reports.context import ReportContext
 from mlflow_relabel_audit.reports.environment import render
 from mlflow_relabel_audit.reports.tables import Column, Table
@@ -126,7 +127,7 @@ def _classes(result: NoiseResult) -> list[dict[str, Any]]:
     ]
 
 
-def _chart(result: NoiseResult) -> pictures.Chart | None:
+def _chart(result: NoiseResult) -> Chart | None:
     if not len(result.suspects):
         return None
     shown = min(len(result.scores), max(20, 2 * len(result.suspects)))
@@ -165,18 +166,24 @@ def _correction(correction: Correction) -> list[dict[str, Any]]:
             "count": row["count"],
             "loss": row["loss"],
             "loss_change": _change(row, "loss_change", text.short),
+            "loss_interval": _interval(row, "loss_change", text.short),
             "accuracy": row["accuracy"],
             "accuracy_change": _change(row, "accuracy_change", text.percent),
+            "accuracy_interval": _interval(row, "accuracy_change", text.percent),
         }
         for row in correction.table.to_dict("records")
     ]
 
 
 def _change(row: dict[Any, Any], name: str, shown: Any) -> str:
-    value, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
-    if row["action"] == "nothing" or not text.is_finite(value):
+    return "" if row["action"] == "nothing" else str(shown(row[name]))
+
+
+def _interval(row: dict[Any, Any], name: str, shown: Any) -> str:
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    if row["action"] == "nothing" or not (text.is_finite(low) and text.is_finite(high)):
         return ""
-    return f"{shown(value)} ({shown(low)} to {shown(high)})"
+    return f"{shown(low)} to {shown(high)}"
 
 
 def row_details(ids: pd.Series[Any], rows: pd.DataFrame) -> tuple[list[Any], list[str]]:

@@ -18,6 +18,9 @@ Floats = NDArray[np.float64]
 FEW = 0.02
 """Fewer than this share of the labels is called few."""
 
+EDGE = 1e-5
+"""Predictions nearer to certainty than this are drawn at the edge."""
+
 CONFIDENT, FRAGILE = 0.9, 0.01
 """Probability beyond which a prediction is confident; share of labels below which it is fragile."""
 
@@ -108,7 +111,8 @@ def k_against_confidence(confidence: Floats, k: Floats, n_train: int) -> Chart:
     k : ndarray (T,)
         Labels needed, all finite.
     """
-    odds = np.log(np.clip(confidence, 1e-5, 1 - 1e-5)) - np.log1p(-np.clip(confidence, 1e-5, 1 - 1e-5))
+    within = np.clip(confidence, EDGE, 1 - EDGE)
+    odds = np.log(within) - np.log1p(-within)
     limit = FRAGILE * n_train
     corner = (confidence > CONFIDENT) & (k < limit)
     inside = int(corner.sum())
@@ -131,7 +135,8 @@ def k_against_confidence(confidence: Floats, k: Floats, n_train: int) -> Chart:
         axes.set_axisbelow(True)
         start = logit(CONFIDENT)
         if limit > bottom:
-            axes.fill_between([start, right], bottom, limit, color=ALARM_SOFT, linewidth=0, zorder=0)
+            corners = [start, right, right, start], [bottom, bottom, limit, limit]
+            axes.fill(*corners, facecolor=ALARM_SOFT, linewidth=0, zorder=0)
             border = [start, start, right], [bottom, limit, limit]
             axes.plot(*border, color=ALARM, linewidth=1, linestyle=(0, (3, 2)))
         charts.dots(axes, odds[~corner], k[~corner], ACCENT, 4.2 if len(k) < 2000 else 3.0)
@@ -154,6 +159,8 @@ def k_against_confidence(confidence: Floats, k: Floats, n_train: int) -> Chart:
         caption = f"Each mark is a prediction. Diamonds: {sure}, yet {few} decide it ({predictions})."
     else:
         caption = f"Each mark is a prediction. None is {sure} while {few} decide it."
+    if (confidence > 1 - EDGE).any():
+        caption += " Those at the right edge are surer than 0.99999."
     return Chart(svg, caption)
 
 
@@ -211,9 +218,10 @@ def label_path(probability: Floats, after: float, threshold: float, names: tuple
             f"From {text.probability(probability[0])} to {text.probability(probability[-1])} after "
             f"{text.plural(len(steps) - 1, 'label')}, to first order; the threshold is {threshold:g}.",
         )
-    caption = "Line: each label's effect added up, to first order. Dashed: the threshold."
+    caption = "Line: each label's effect alone, added up. Dashed: the threshold."
     if np.isfinite(after):
-        caption += f" Diamond: the model refitted with all of them changed ({text.probability(after)})."
+        refit = f"the model refitted with all of them changed ({text.probability(after)})"
+        caption += f" Diamond: {refit}; its distance from the line is what adding up overlooks."
     return Chart(svg, caption)
 
 
@@ -323,10 +331,12 @@ def injected_noise(table: pd.DataFrame) -> Chart:
             middle, below, above = (p / first for p in parts)
             known = np.isfinite(middle)
             top = max(top, float(np.nanmax(above[known], initial=1.0)))
-            axes.fill_between(noise[known], below[known], above[known], color=colour, alpha=0.16, linewidth=0)
+            around = np.append(noise[known], noise[known][::-1])
+            band = np.append(below[known], above[known][::-1])
+            axes.fill(around, band, facecolor=colour, alpha=0.16, linewidth=0)
             axes.plot(noise[known], middle[known], color=colour, linewidth=1.8)
-            side = {"ha": "right", "va": "bottom", "y_offset": 5}
-            charts.note(axes, noise[known][-1], middle[known][-1], words, colour, **side)
+            end = noise[known][-1], middle[known][-1]
+            charts.note(axes, *end, words, colour, ha="right", va="bottom", y_offset=5)
         axes.set_xlim(0, max(float(noise.max()), 0.1))
         axes.set_ylim(0, top * 1.05)
         for axis, ticks in ((axes.xaxis, 6), (axes.yaxis, 5)):

@@ -103,8 +103,8 @@ def percent(value: Any) -> str:
 
     Examples
     --------
-    >>> [percent(v) for v in (0, 0.0004, 0.0234, 0.314, 0.996, 1)]
-    ['0 %', '0.04 %', '2.3 %', '31 %', '99.6 %', '100 %']
+    >>> [percent(v).split()[0] for v in (0, 0.0004, 0.0234, 0.314, 0.996, 1)]
+    ['0', '0.04', '2.3', '31', '99.6', '100']
     """
     if not is_finite(value):
         return MISSING
@@ -143,6 +143,11 @@ def plural(value: Any, one: str, many: str | None = None) -> str:
     """
     noun = one if is_finite(value) and float(value) == 1 else many or one + "s"
     return f"{count(value)} {noun}"
+
+
+def as_float(value: Any) -> float:
+    """Return a figure as a float, NaN where it is missing or not finite."""
+    return float(value) if is_finite(value) else math.nan
 
 
 def is_finite(value: Any) -> bool:

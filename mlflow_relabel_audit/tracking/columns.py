@@ -149,7 +149,8 @@ def from_table(
     y = _labels(frame, model, columns, what=what, training=training, messages=messages)
     ids = _row_ids(frame, columns.row_id, what, messages)
     weight = _weights(frame, columns.weight, what) if training else None
-    groups = frame[[name for name in columns.groups if name in frame.columns]] if columns.groups else None
+    known = bool(columns.groups) and set(columns.groups) <= set(frame.columns)
+    groups = frame[list(columns.groups)] if known else None
     X = _features(frame, model, columns.reserved(), what)
     _probe(X, model, what)
     return TableRows(X, y, ids, source, weight, groups, dataset, tuple(messages))

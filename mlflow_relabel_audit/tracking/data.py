@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow.data
+import pandas as pd
 from mlflow.entities import DatasetInput
 
 from mlflow_relabel_audit.errors import RelabelAuditError, RequestError, StoreError
@@ -50,12 +51,26 @@ def read_training(
     if resolved.run_id is not None:
         stored = snapshot.read(store, resolved.run_id, resolved.model_id, directory)
         if stored is not None:
-            return stored
+            return _with_groups(stored, columns)
     found, reasons = _from_inputs(store, resolved, model, columns, directory, _TRAIN, training=True)
     if found is not None:
         return found
     why = "; ".join(reasons) if reasons else "the run names no training dataset"
     raise RequestError(f"{what}: {why}; pass the rows with --train-data FILE --target COLUMN")
+
+
+def _with_groups(stored: TableRows, columns: Columns) -> TableRows:
+    """Stored rows are those of the fit alone, so groups have to be among the features."""
+    if not columns.groups:
+        return stored
+    known = stored.X.columns if isinstance(stored.X, pd.DataFrame) else []
+    missing = [name for name in columns.groups if name not in known]
+    if missing:
+        raise RequestError(
+            f"{stored.source}: no group column {missing[0]!r} among the features; pass the rows with it by "
+            "--train-data FILE --target COLUMN"
+        )
+    return replace(stored, groups=stored.X[list(columns.groups)])
 
 
 def read_evaluation(

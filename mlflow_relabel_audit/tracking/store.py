@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,8 @@ class Store:
     client : MlflowClient
     """
 
-    tracking_uri: str
-    client: MlflowClient
+    tracking_uri: str = field(repr=False)
+    client: MlflowClient = field(repr=False)
 
     @classmethod
     def connect(cls, tracking_uri: str | None = None) -> Store:

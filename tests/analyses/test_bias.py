@@ -376,9 +376,7 @@ def first_order(model, X, y, X_eval, y_eval):
 
 
 def simulate(seed, share, tag_is_feature, skewed=False):
-    model, X, y, X_eval, y_eval, tag, tag_eval, changed = biased(
-        seed, share, tag_is_feature, n=500, n_eval=250
-    )
+    model, X, y, X_eval, y_eval, tag, tag_eval, _ = biased(seed, share, tag_is_feature, n=500, n_eval=250)
     table, sets = first_order(model, X, y, X_eval, y_eval)
     if skewed:  # a group that goes with a feature, as sex goes with occupation
         rng = np.random.default_rng(seed)
@@ -426,4 +424,4 @@ def test_power():
         hits += any("tag X" in m and "rest on X rows labelled 0" in m for m in messages)
         wrong += any(m.startswith("tag Y") for m in messages)
     assert hits >= 38
-    assert wrong <= 4
+    assert wrong <= 40 * 0.05 + 3 * np.sqrt(40 * 0.05 * 0.95)

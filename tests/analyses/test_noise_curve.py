@@ -25,7 +25,7 @@ def test_k_falls_long_before_accuracy_does(setting):
     result = noise_curve(*setting, draws=3, predictions=100)
     table = result.table
     assert table["noise"].tolist() == list(LEVELS)
-    assert table["k_mean"].iloc[4] < 0.65 * table["k_mean"].iloc[0]
+    assert table["k_mean"].iloc[4] < 0.75 * table["k_mean"].iloc[0]
     assert table["accuracy"].iloc[4] > 0.97 * table["accuracy"].iloc[0]
     for name, mean in (("k", "k_mean"), ("accuracy", "accuracy")):
         assert (table[f"{name}_low"] <= table[mean]).all()
@@ -36,7 +36,7 @@ def test_k_falls_long_before_accuracy_does(setting):
 
 
 def test_without_noise_the_table_holds_the_model_itself(setting):
-    problem, rows, point, X_eval, y_eval = setting
+    _, _, point, X_eval, y_eval = setting
     table = noise_curve(*setting, levels=(0.0,), draws=2).table
     hit = ((X_eval @ point.theta[:-1] + point.theta[-1]) > 0) == y_eval
     assert table["accuracy"][0] == pytest.approx(hit.mean())

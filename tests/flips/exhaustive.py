@@ -95,7 +95,11 @@ def draw(seed: int) -> Case:
         intercept = bool(rng.random() < 0.6)
         by_class = tuple(rng.choice([0.3, 1.0, 2.0], 2)) if rng.random() < 0.25 else (1.0, 1.0)
         penalised = bool(rng.random() < 0.2)
-        kind = str(rng.choice(["primal", "primal", "primal", "cg" if not free else "primal", "primal" if free else "dual"]))
+        kind = str(
+            rng.choice(
+                ["primal", "primal", "primal", "cg" if not free else "primal", "primal" if free else "dual"]
+            )
+        )
         X = np.hstack([features, np.ones((n, 1))]) if intercept else features
         penalty = np.full(p, 0.0 if free else 1.0 / strength)
         if intercept:
@@ -111,11 +115,24 @@ def draw(seed: int) -> Case:
     gram, dtype = bool(rng.random() < 0.5), (np.float32 if rng.random() < 0.5 else np.float64)
     tags += [f"C={strength:g}", kind, "gram" if gram else "norms", f"classes={by_class}", dtype.__name__]
     return Case(
-        X, y, base, penalty, intercept, by_class, threshold, gram, kind, dtype, targets, (f"seed={seed}", *tags)
+        X,
+        y,
+        base,
+        penalty,
+        intercept,
+        by_class,
+        threshold,
+        gram,
+        kind,
+        dtype,
+        targets,
+        (f"seed={seed}", *tags),
     )
 
 
-def attained(X: np.ndarray, labels: np.ndarray, held: np.ndarray, penalty: np.ndarray, intercept: bool) -> np.ndarray:
+def attained(
+    X: np.ndarray, labels: np.ndarray, held: np.ndarray, penalty: np.ndarray, intercept: bool
+) -> np.ndarray:
     """Whether the objective has a minimiser, for each row of labels.
 
     Without one the loss falls for ever along a direction without a penalty: one class only, where the intercept is
@@ -151,17 +168,23 @@ def minimise(
         t, y, w = theta[open_], labels[open_], weights[open_]
         z = t @ X.T
         gradient = (w * (sigmoid(z) - y)) @ X + t * penalty
-        hessian = np.einsum("mi,ij,ik->mjk", w * sigmoid(z) * sigmoid(-z), X, X, optimize=True) + np.diag(penalty)
+        hessian = np.einsum("mi,ij,ik->mjk", w * sigmoid(z) * sigmoid(-z), X, X, optimize=True) + np.diag(
+            penalty
+        )
         scale = np.sqrt(np.einsum("mjj->mj", hessian))
         scaled = hessian / scale[:, :, None] / scale[:, None, :]
-        solved = np.linalg.solve(scaled, np.concatenate([(gradient / scale)[:, :, None], X.T / scale[:, :, None]], axis=2))
+        solved = np.linalg.solve(
+            scaled, np.concatenate([(gradient / scale)[:, :, None], X.T / scale[:, :, None]], axis=2)
+        )
         step = solved[:, :, 0] / scale
         decrement = np.sqrt(np.maximum(np.einsum("mj,mj->m", gradient, step), 0.0))
         reach = np.sqrt(np.maximum(np.einsum("mji,ij,mj->mi", solved[:, :, 1:], X, 1.0 / scale), 0.0))
         error[open_] = decrement[:, None] * reach
         near = error[open_].max(axis=1) < 0.05  # Newton converges quadratically here
         before = value(t, y, w)
-        length = np.minimum(1.0, cap / np.maximum(np.abs(step @ X.T).max(axis=1), 1e-300))  # into no flat region
+        length = np.minimum(
+            1.0, cap / np.maximum(np.abs(step @ X.T).max(axis=1), 1e-300)
+        )  # into no flat region
         for _ in range(60):
             after = value(t - length[:, None] * step, y, w)
             short = ~near & (after > before - 1e-4 * length * decrement**2 + 1e-15 * np.abs(before))
@@ -226,7 +249,9 @@ def check(case: Case, tally: Tally) -> None:
     for bound in certificate.bounds:
         held = sizes <= bound.k
         if (lost <= bound.k).any():
-            tally.violations.append(f"{name}: level {bound.k} is bounded, yet a set of that size has no minimiser")
+            tally.violations.append(
+                f"{name}: level {bound.k} is bounded, yet a set of that size has no minimiser"
+            )
         tally.record("move of a row", np.abs(moved[held]), bound.rho, slack_at_rows[held], name)
         charged = bound.energy.offset + inside[held] @ bound.energy.charge
         tally.record("energy", energy[held], charged, 1e-9 * (1.0 + energy[held]), name)
@@ -246,7 +271,9 @@ def check(case: Case, tally: Tally) -> None:
             tally.ratio_sum += k_lower[t] / fewest[t]
             tally.equal += int(k_lower[t] == fewest[t])
             if k_lower[t] > fewest[t]:
-                tally.violations.append(f"{name}: k_lower {k_lower[t]} though {fewest[t]} labels flip target {t}")
+                tally.violations.append(
+                    f"{name}: k_lower {k_lower[t]} though {fewest[t]} labels flip target {t}"
+                )
 
 
 def run(first: int, count: int) -> Tally:

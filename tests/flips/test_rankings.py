@@ -73,9 +73,9 @@ def test_gradient_methods_on_rows_worked_out_on_paper():
     # theta = 0 exactly: the data are their own mirror image, so every probability is 1/2
     X = np.array([[3.0, 4.0], [3.0, 4.0], [1.0, 0.0], [1.0, 0.0], [0.0, 2.0], [0.0, 2.0]])
     y = np.array([0.0, 1.0, 0.0, 1.0, 0.0, 1.0])
-    model = fitted(X=X, y=y, fit_intercept=False, C=1.0)
-    assert np.all(model.point.theta == 0.0)
-    x = np.array([1.0, 1.0])  # margin 0: predicted negative, own gradient (1/2) x
+    model = fitted(X=X, y=y, fit_intercept=False, C=1.0, threshold=0.6)
+    assert np.abs(model.point.theta).max() < 1e-15
+    x = np.array([1.0, 1.0])  # probability 1/2 below 0.6: predicted negative, own gradient (1/2) x
     dots = rank(model.problem, model.rows, model.point, x, method="gd").scores
     # the other row's gradient is (1/2 - y) x_i, so the product is (1/2)(1/2 - y) x.x_i
     np.testing.assert_allclose(dots, [1.75, -1.75, 0.25, -0.25, 0.5, -0.5], atol=1e-15)

@@ -122,10 +122,16 @@ def test_dense_sparse_and_float32_agree() -> None:
     rows = np.round(X[300:340], 2)
     model = LogisticRegression(C=0.1, tol=1e-10, max_iter=5000).fit(train, NOISY[:300])
     dense = Auditor(model, train, NOISY[:300]).robustness(rows, certify=False).predictions
-    sparse = Auditor(model, sp.csr_matrix(train), NOISY[:300]).robustness(sp.csr_matrix(rows), certify=False).predictions
+    sparse = (
+        Auditor(model, sp.csr_matrix(train), NOISY[:300])
+        .robustness(sp.csr_matrix(rows), certify=False)
+        .predictions
+    )
     assert dense["k"].equals(sparse["k"])
     for kind in ("primal", "dual", "cg"):
-        forced = Auditor(model, train, NOISY[:300], curvature=kind).robustness(rows, certify=False).predictions
+        forced = (
+            Auditor(model, train, NOISY[:300], curvature=kind).robustness(rows, certify=False).predictions
+        )
         assert dense["k"].equals(forced["k"]), kind
 
 
@@ -169,7 +175,9 @@ def test_proved_intervals_hold_the_exact_margin(class_weight: object, far: float
     state.relabel(slots, sets)
     exact = np.array(
         [
-            exact_margin(model.problem, model.rows, model.point, sets[t], model.point.theta, block.rows[:, t])[0]
+            exact_margin(
+                model.problem, model.rows, model.point, sets[t], model.point.theta, block.rows[:, t]
+            )[0]
             for t in range(12)
         ]
     )
@@ -206,7 +214,9 @@ def test_odd_numbers_give_an_answer_or_a_named_error(
     weight = np.where(rng.random(n) < 0.3, 1e-300, 1.0) if light else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = LogisticRegression(fit_intercept=intercept, tol=1e-10, max_iter=2000).fit(train, labels, sample_weight=weight)
+        model = LogisticRegression(fit_intercept=intercept, tol=1e-10, max_iter=2000).fit(
+            train, labels, sample_weight=weight
+        )
     rows = scale * rng.standard_normal((5, p))
     try:
         result = Auditor(model, train, labels, weight).robustness(rows, certify=False)

@@ -15,6 +15,14 @@ from mlflow_relabel_audit.reports import (
     render_robustness,
 )
 from tests.browser import Browser
+from tests.reports.hostile import (
+    hostile_bias,
+    hostile_compare,
+    hostile_contest,
+    hostile_context,
+    hostile_noise,
+    hostile_robustness,
+)
 from tests.reports.samples import (
     CONTEXT,
     bias_result,
@@ -23,12 +31,6 @@ from tests.reports.samples import (
     correction_result,
     curve_result,
     feature_rows,
-    hostile_bias,
-    hostile_compare,
-    hostile_contest,
-    hostile_context,
-    hostile_noise,
-    hostile_robustness,
     noise_result,
     robustness_result,
     text_rows,
@@ -51,7 +53,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "bias": lambda: render_bias(bias_result(), CONTEXT),
     "compare": lambda: render_compare(compare_result(), CONTEXT),
 }
-HOSTILE: dict[str, Callable[[], str]] = {
+HOSTILE_PAGES: dict[str, Callable[[], str]] = {
     "hostile-robustness": lambda: render_robustness(hostile_robustness(), hostile_context()),
     "hostile-contest": lambda: render_contest(hostile_contest(), hostile_context()),
     "hostile-noise": lambda: render_noise(hostile_noise(), hostile_context()),
@@ -89,7 +91,7 @@ def reports(mlflow_server, tmp_path_factory) -> Iterator[Reports]:
         client = MlflowClient(mlflow_server.url)
         experiment = client.create_experiment("report pages")
         run_id = client.create_run(experiment).info.run_id
-        for name, make in {**PAGES, **HOSTILE, "control": lambda: CONTROL}.items():
+        for name, make in {**PAGES, **HOSTILE_PAGES, "control": lambda: CONTROL}.items():
             client.log_text(run_id, make(), f"relabel_audit/{name}.html")
         yield Reports(browser, mlflow_server.url, experiment, run_id)
     finally:
@@ -209,7 +211,7 @@ def test_the_canary_would_fire(reports):
     assert browser.run("return window.relabelCanary") == 1
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("name", HOSTILE_PAGES)
 def test_hostile_text_stays_text(reports, name):
     browser = reports.open(name)
     for action in (

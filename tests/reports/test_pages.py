@@ -15,23 +15,25 @@ from mlflow_relabel_audit.reports import (
     render_robustness,
 )
 from mlflow_relabel_audit.reports.environment import environment
-from tests.reports.page import Page
-from tests.reports.samples import (
+from tests.reports.hostile import (
     CANARY,
-    CONTEXT,
     HOSTILE,
-    bias_result,
-    compare_result,
-    contest_result,
-    correction_result,
-    curve_result,
-    feature_rows,
     hostile_bias,
     hostile_compare,
     hostile_contest,
     hostile_context,
     hostile_noise,
     hostile_robustness,
+)
+from tests.reports.page import Page
+from tests.reports.samples import (
+    CONTEXT,
+    bias_result,
+    compare_result,
+    contest_result,
+    correction_result,
+    curve_result,
+    feature_rows,
     noise_result,
     robustness_result,
     text_rows,
