@@ -76,9 +76,7 @@ def minilm(folder: Path, name: str, C: float) -> Data:
 
 def word_average(folder: Path, name: str, C: float) -> Data:
     train, test = (pd.read_parquet(folder / f"{name}_{part}.parquet") for part in ("train", "test"))
-    raw = [
-        np.load(folder / f"{name}_{part}_wordavg.npz")["X"].astype(np.float64) for part in ("train", "test")
-    ]
+    raw = [np.load(folder / f"{name}_{part}_wordavg.npz")["X"].astype(np.float64) for part in ("train", "test")]
     scaler = StandardScaler().fit(raw[0])
     X, X_eval = (scaler.transform(part) for part in raw)
     return Data(X, train["label"].to_numpy(), X_eval, test["label"].to_numpy(), C)
@@ -155,11 +153,7 @@ def inject(data: Data, noise: str, seed: int) -> np.ndarray:
         chance = np.exp(-2.0 * np.abs(z) / np.std(z))
         wrong[rng.choice(n, size=n // 10, replace=False, p=chance / chance.sum())] = True
     elif noise == "cluster":  # fewer than half: beyond that the wrong labels are what the cluster teaches
-        flat = (
-            TruncatedSVD(50, random_state=0).fit_transform(data.X)
-            if data.X.shape[1] > 50
-            else np.asarray(data.X)
-        )
+        flat = TruncatedSVD(50, random_state=0).fit_transform(data.X) if data.X.shape[1] > 50 else np.asarray(data.X)
         groups = MiniBatchKMeans(20, random_state=seed, n_init=3).fit_predict(flat)
         size = np.bincount(groups, minlength=20)
         chosen = groups == np.argmin(np.abs(size - n / 8))
@@ -239,9 +233,7 @@ def _flags(flagged: np.ndarray, wrong: np.ndarray) -> dict[str, float]:
     }
 
 
-def settings(
-    names: list[str], noises: list[str], seeds: int, folder: Path
-) -> Iterator[tuple[str, str, int, Any]]:
+def settings(names: list[str], noises: list[str], seeds: int, folder: Path) -> Iterator[tuple[str, str, int, Any]]:
     """Set, noise, seed, then the subset, its wrong labels and the labels as given."""
     for name in names:
         try:
@@ -322,21 +314,12 @@ def _flag_lines(frame: pd.DataFrame) -> list[str]:
     ]
     noisy, clean = frame[frame["noise"] != "clean"], frame[frame["noise"] == "clean"]
     for name in ("cleanlab", "alone", "evaluation"):
-        cells = [
-            noisy["raw"].map(lambda raw, k=key, m=name: raw[m][k]).mean()
-            for key in ("precision", "recall", "f1")
-        ]
+        cells = [noisy["raw"].map(lambda raw, k=key, m=name: raw[m][k]).mean() for key in ("precision", "recall", "f1")]
         key = "rate" if name == "cleanlab" else "estimate"
         error = noisy["raw"].map(lambda raw, m=name, k=key: abs(raw[m][k] - raw["rate"])).mean()
-        covered = (
-            ""
-            if name == "cleanlab"
-            else f"{noisy['raw'].map(lambda raw, m=name: raw[m]['covered']).mean():.2f}"
-        )
+        covered = "" if name == "cleanlab" else f"{noisy['raw'].map(lambda raw, m=name: raw[m]['covered']).mean():.2f}"
         seconds = (
-            ""
-            if name == "cleanlab"
-            else f"{frame['raw'].map(lambda raw, m=name: raw[m]['seconds']).median():.1f}"
+            "" if name == "cleanlab" else f"{frame['raw'].map(lambda raw, m=name: raw[m]['seconds']).median():.1f}"
         )
         piles = clean["raw"].map(lambda raw, m=name: raw[m]["flagged"])
         pile = f"{piles.min():.0f}-{piles.max():.0f}" if len(piles) else ""
@@ -349,9 +332,7 @@ def _flag_lines(frame: pd.DataFrame) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with the data sets")
     parser.add_argument("--quick", action="store_true", help="two sets, three noises, one seed")
     parser.add_argument("--sets", nargs="+", choices=list(SETS), default=[*TUNED, "youtubeweak", *HELD_OUT])
@@ -364,9 +345,7 @@ def main(arguments: list[str] | None = None) -> int:
         options.noises = ["uniform 10 %", "20 % of class 0", "clean"]
     warnings.simplefilter("ignore", ConvergenceWarning)
     records = []
-    for name, noise, seed, (data, wrong, labels) in settings(
-        options.sets, options.noises, options.seeds, options.data
-    ):
+    for name, noise, seed, (data, wrong, labels) in settings(options.sets, options.noises, options.seeds, options.data):
         raw = measure(data, wrong, seed, labels)
         columns = {key: raw[key].get("ap", np.nan) for key in ("cleanlab", "alone", "evaluation")}
         records.append({"set": name, "noise": noise, "seed": seed, **columns, "raw": raw})
@@ -379,9 +358,7 @@ def main(arguments: list[str] | None = None) -> int:
             flush=True,
         )
     if not records:
-        raise SystemExit(
-            f"--data {options.data}: none of the sets is there; pass the folder that holds their files"
-        )
+        raise SystemExit(f"--data {options.data}: none of the sets is there; pass the folder that holds their files")
     frame = pd.DataFrame(records)
     text, verdicts = summarise(frame)
     print(text)

@@ -6,7 +6,6 @@ import functools
 import hashlib
 import warnings
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from mlflow_relabel_audit import __version__
 from mlflow_relabel_audit.analyses.bias import BiasResult, bias_audit
 from mlflow_relabel_audit.analyses.contest import ContestResult, contest
 from mlflow_relabel_audit.analyses.noise import NoiseResult, noise_audit
@@ -41,11 +41,9 @@ from mlflow_relabel_audit.flips.search import FlipSet
 from mlflow_relabel_audit.problem import FloatArray, as_matrix, read_problem, supervised_steps, unwrap
 from mlflow_relabel_audit.rows import Rows
 
-PACKAGE = "mlflow-relabel-audit"
-
 
 class Auditor:
-    """Which training labels, relabelled before training, would flip a prediction?
+    """Finds the training labels that, relabelled before training, would flip a prediction.
 
     Parameters
     ----------
@@ -132,7 +130,7 @@ class Auditor:
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the model's coefficients and objective, the training rows, and the package version."""
-        digest = hashlib.sha256(f"{PACKAGE} {version(PACKAGE)}".encode())
+        digest = hashlib.sha256(f"mlflow-relabel-audit {__version__}".encode())
         problem, rows = self.problem, self.rows
         digest.update(repr((problem.classes, problem.class_weight, rows.intercept, rows.n, rows.p)).encode())
         parts = [problem.theta, problem.penalty, rows.y, rows.base_weight]
@@ -270,13 +268,27 @@ class Auditor:
         )  # fmt: skip
 
     def removal(
-        self, X_eval: Any, algorithm: int = 1, *, verify: bool = True, row_ids: Any = None
+        self, X_eval: Any, algorithm: int = 1, *, verify: bool = True, search: bool = False, row_ids: Any = None
     ) -> pd.DataFrame:
-        """Training rows whose removal flips each prediction, by Algorithm 1 or 2 of Yang, Jain and Wallace (2023)."""
+        """Training rows whose removal flips each prediction.
+
+        Parameters
+        ----------
+        X_eval : T rows, as the estimator's predict takes them
+        algorithm : {1, 2}
+            of Yang, Jain and Wallace (2023).
+        verify : bool
+            refit without each set.
+        search : bool
+            not the published set but the smallest flipping prefix of its order, found by refits.
+        row_ids : sequence of length T, optional
+        """
         evaluation = self.evaluation_rows(X_eval)
+        scale = "margin" if search else "probability"
         sets = removal_sets(
-            self.problem, self.rows, self.point, evaluation, algorithm=algorithm, verify=verify
-        )
+            self.problem, self.rows, self.point, evaluation,
+            algorithm=algorithm, verify=verify, search=search, scale=scale,
+        )  # fmt: skip
         return removal_frame(
             sets, self.problem, row_ids=_ids(row_ids, evaluation.n, "evaluation rows"), train_ids=self.row_ids
         )

@@ -39,7 +39,7 @@ class StoreError(RelabelAuditError):
     exit_code = 3
 
 
-class GateFailed(RelabelAuditError):
+class GateFailedError(RelabelAuditError):
     """A promotion gate's requirement was not met."""
 
     exit_code = 1

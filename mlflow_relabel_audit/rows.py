@@ -161,13 +161,14 @@ class Rows:
 
     def take(self, index: IntArray) -> Any:
         """Rows at ``index`` in float64 with the column of ones: ndarray or CSR of shape (len(index), p)."""
+        if not self.sparse:
+            taken = np.ones((len(index), self.p))
+            taken[:, : self.features_in] = self.features[index]
+            return taken
         part = self.features[index].astype(np.float64)
         if not self.intercept:
             return part
-        ones = np.ones((part.shape[0], 1))
-        return (
-            sp.hstack([part, sp.csr_matrix(ones)], format="csr") if self.sparse else np.hstack([part, ones])
-        )
+        return sp.hstack([part, sp.csr_matrix(np.ones((part.shape[0], 1)))], format="csr")
 
     def square_norms(self) -> FloatArray:
         """Squared Euclidean norms of the rows, the one included, shape (n,)."""

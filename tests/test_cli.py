@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from mlflow_relabel_audit import __version__
 from mlflow_relabel_audit.cli import COMMANDS, main, tables
 from mlflow_relabel_audit.cli.console import progress_bar, quiet
-from mlflow_relabel_audit.errors import GateFailed, RequestError, StoreError
+from mlflow_relabel_audit.errors import GateFailedError, RequestError, StoreError
 
 NOWHERE = "http://127.0.0.1:9"
 TRAIN = """
@@ -149,7 +149,7 @@ def test_requests_that_make_no_sense(words, message):
 @pytest.mark.parametrize(
     ("error", "status"),
     [
-        (GateFailed("a:\n b"), 1),
+        (GateFailedError("a:\n b"), 1),
         (RequestError("a:\n b"), 2),
         (StoreError("a:\n b"), 3),
         (KeyboardInterrupt(), 130),

@@ -101,10 +101,7 @@ def correction(
         counts = (*(round(share * rows.n) for share in SHARES if share * rows.n <= most), flagged)
     tried = np.unique([count for count in counts if 0 < count <= rows.n // 2])
 
-    margin = {
-        action: evaluation.margins(_models(problem, rows, point, order, tried, action))
-        for action in ACTIONS[1:]
-    }
+    margin = {action: evaluation.margins(_models(problem, rows, point, order, tried, action)) for action in ACTIONS[1:]}
     plain = evaluation.margins(point.theta)
     base_loss, base_hit = _loss(plain, truth), _hit(plain, truth, problem.cut)
     candidates = [_candidate("nothing", 0, base_loss[choosing], base_hit[choosing])]
@@ -188,9 +185,7 @@ def _report(
 def _finding(table: list[dict[str, Any]]) -> Finding:
     relabel = table[1]
     if not relabel["count"]:
-        return Finding(
-            "N020", "info", "Relabelling suspects does not lower the evaluation loss: leave the labels."
-        )
+        return Finding("N020", "info", "Relabelling suspects does not lower the evaluation loss: leave the labels.")
     change = (
         f"{relabel['loss_change']:+.3f} (95 % interval {relabel['loss_change_low']:+.3f} to "
         f"{relabel['loss_change_high']:+.3f}) and accuracy by {relabel['accuracy_change']:+.1%}"

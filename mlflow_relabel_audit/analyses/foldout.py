@@ -64,9 +64,7 @@ def class_weights(problem: Problem, rows: Rows, labels: FloatArray, base: FloatA
     total = base.sum(axis=0)
     positive = (base * labels).sum(axis=0)
     if problem.class_weight.balanced:
-        pairs = np.stack(
-            [problem.class_weight.at(a, float(t)) for a, t in zip(positive, total, strict=True)], axis=1
-        )
+        pairs = np.stack([problem.class_weight.at(a, float(t)) for a, t in zip(positive, total, strict=True)], axis=1)
         pairs[~np.isfinite(pairs)] = 0.0
     else:
         pairs = np.asarray(problem.class_weight.at(positive, 1.0))
@@ -219,9 +217,7 @@ def deal_folds(rows: Rows, seed: int, folds: int = FOLDS) -> IntArray:
     return fold
 
 
-def fold_out(
-    problem: Problem, rows: Rows, point: StationaryPoint, *, seed: int = 0, deals: int = 5
-) -> FoldOut:
+def fold_out(problem: Problem, rows: Rows, point: StationaryPoint, *, seed: int = 0, deals: int = 5) -> FoldOut:
     """Out-of-fold margins at the C, near the model's, that predicts held-out labels best.
 
     The ladder of C is walked from the model's own to both sides for as long as the log-loss falls; the other
@@ -259,7 +255,7 @@ def reweighted(
     doubt : ndarray of shape (n,)
         probability that the row's label is wrong, as the first round saw it.
     """
-    search = _Search(problem, rows, point, seed, trust=1.0 - doubt)
+    search = _Search(problem, rows, point, seed, trust=np.clip(1.0 - doubt, 0.0, 1.0))
     start = np.repeat(out.theta[:, None], FOLDS, axis=1)
     margin, theta = np.zeros(rows.n), np.zeros(rows.p)
     for deal in range(out.deals):

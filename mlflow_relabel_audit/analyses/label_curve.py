@@ -62,10 +62,8 @@ class LabelCurve:
             if rows.any():
                 knots = _knots(margin[rows])
                 wrong = self._wrong_at(knots, value, keep)
-                out[rows] = np.interp(
-                    margin[rows], knots, self.weight[keep] @ wrong / self.weight[keep].sum()
-                )
-        return out
+                out[rows] = np.interp(margin[rows], knots, self.weight[keep] @ wrong / self.weight[keep].sum())
+        return np.clip(out, 0.0, 1.0)  # an average of ones may round to more
 
     def mean_wrong(self, margin: FloatArray, label: FloatArray) -> FloatArray:
         """Share of wrong labels that each grid point implies, shape (G,); NaN where it weighs nothing."""

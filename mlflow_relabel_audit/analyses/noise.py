@@ -110,9 +110,7 @@ def noise_audit(
     ids, counts = _row_columns(rows, row_ids, flip_counts)
     smallest = int(min(rows.y.sum(), rows.n - rows.y.sum()))
     if smallest < MIN_CLASS_ROWS:
-        message = (
-            f"noise: the rarer class has {smallest} training rows; five folds need at least {MIN_CLASS_ROWS}"
-        )
+        message = f"noise: the rarer class has {smallest} training rows; five folds need at least {MIN_CLASS_ROWS}"
         missing = np.full(rows.n, np.nan)
         scores = _score_frame(problem, rows, ids, counts, missing, missing, np.zeros(rows.n, dtype=bool))
         suspects = scores.iloc[:0].assign(level=pd.Series(dtype=object))
@@ -203,9 +201,7 @@ def _row_columns(rows: Rows, row_ids: Any, flip_counts: Any) -> tuple[Any, pd.ap
     counts = [pd.NA] * rows.n if flip_counts is None else flip_counts
     for name, values in (("row_ids", ids), ("flip_counts", counts)):
         if len(values) != rows.n:
-            raise RequestError(
-                f"{name}: got {len(values)} values for {rows.n} training rows; pass one per row"
-            )
+            raise RequestError(f"{name}: got {len(values)} values for {rows.n} training rows; pass one per row")
     return ids, pd.array(counts, dtype="Int64")
 
 
@@ -247,7 +243,10 @@ def _findings(
     spread = f"{estimate:.1%} of the labels (95 % interval {low:.1%} to {high:.1%})"
     found: list[Finding] = []
     if low < NO_NOISE_RATE:
-        found.append(Finding("N001", "info", f"Consistent with no label noise: the estimate is {spread}."))
+        message = f"Consistent with no label noise: the estimate is {spread}."
+        if flagged.any():
+            message += f" The {int(flagged.sum())} flagged rows are worth a look all the same."
+        found.append(Finding("N001", "info", message))
     else:
         level: Level = "critical" if low >= 0.1 else "warning"
         found.append(Finding("N002", level, f"Label noise: an estimated {spread} are wrong."))

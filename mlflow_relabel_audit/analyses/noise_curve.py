@@ -111,15 +111,11 @@ def noise_curve(
     total = eval_features.shape[0]
     if total == 0 or (eval_labels is not None and len(eval_labels) != total):
         labels = "no" if eval_labels is None else len(eval_labels)
-        raise RequestError(
-            f"noise curve: got {total} evaluation rows and {labels} labels; pass a label per row"
-        )
+        raise RequestError(f"noise curve: got {total} evaluation rows and {labels} labels; pass a label per row")
     rng = np.random.default_rng(seed)
     chosen = np.sort(rng.permutation(total)[:predictions])
     everything = Rows(eval_features, np.zeros(total), np.ones(total), intercept=rows.intercept)
-    sample = Rows(
-        eval_features[chosen], np.zeros(len(chosen)), np.ones(len(chosen)), intercept=rows.intercept
-    )
+    sample = Rows(eval_features[chosen], np.zeros(len(chosen)), np.ones(len(chosen)), intercept=rows.intercept)
     truth = None if eval_labels is None else np.asarray(eval_labels, dtype=np.float64) > 0.5
 
     form, work = _cheapest_form(rows, point, len(chosen))
@@ -197,11 +193,7 @@ def _refitted(
 def _estimates(problem: Problem, rows: Rows, point: StationaryPoint, sample: Rows) -> FloatArray:
     """Estimated k of each sampled row, NaN where none was found."""
     effect = RelabelEffect.at(problem, rows, point)
-    found = [
-        order.k_estimate
-        for block in estimate(rows, point, effect, sample, problem.cut)
-        for order in block.orders
-    ]
+    found = [order.k_estimate for block in estimate(rows, point, effect, sample, problem.cut) for order in block.orders]
     k = np.array(found, dtype=np.float64)
     k[k == 0] = np.nan
     return k
@@ -249,13 +241,9 @@ def _findings(table: pd.DataFrame, labelled: bool) -> tuple[Finding, ...]:
     k = table["k_mean"].to_numpy()
     halved = table.index[k <= 0.5 * k[0]] if np.isfinite(k[0]) else table.index[:0]
     if not len(halved):
-        return (
-            Finding("N010", "info", "The average k does not fall to half over the levels of noise tried."),
-        )
+        return (Finding("N010", "info", "The average k does not fall to half over the levels of noise tried."),)
     at = int(halved[0])
-    message = (
-        f"The average k has halved at {table['noise'][at]:.0%} injected noise, from {k[0]:.0f} to {k[at]:.0f}"
-    )
+    message = f"The average k has halved at {table['noise'][at]:.0%} injected noise, from {k[0]:.0f} to {k[at]:.0f}"
     if labelled:
         accuracy = table["accuracy"]
         message += f"; accuracy has gone from {accuracy[0]:.1%} to {accuracy[at]:.1%}"

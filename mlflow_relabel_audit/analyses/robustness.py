@@ -148,7 +148,7 @@ def robustness(
         else:
             found = [_unverified(order.index, order.influence, order.k_estimate) for order in block.orders]
             report(len(found))
-        lower = np.ones(len(found), dtype=np.int64)
+        lower: IntArray = np.ones(len(found), dtype=np.int64)
         if fitted.certificate is not None:
             lower = fitted.certificate.lower_bounds(
                 block.margin,

@@ -85,8 +85,8 @@ def load_hessian(
         facts = json.loads((directory / FACTS).read_text(encoding="utf-8"))
         if facts["format"] != FORMAT or facts["fingerprint"] != fingerprint:
             raise StaleCurvatureError(
-                f"stored Hessian: its fingerprint is {str(facts['fingerprint'])[:12]}, this audit's {fingerprint[:12]}; "
-                "it is computed again"
+                f"stored Hessian: its fingerprint is {str(facts['fingerprint'])[:12]}, this audit's "
+                f"{fingerprint[:12]}; it is computed again"
             )
         if _digest(directory / ARRAYS) != facts["sha256"]:
             raise StaleCurvatureError("stored Hessian: its checksum does not match; it is computed again")

@@ -72,7 +72,7 @@ def _rank_again(
     group: IntArray,
 ) -> list[InfluenceOrder]:
     rows, point = searcher.rows, searcher.point
-    theta = np.stack([found[t].theta for t in group], axis=1)  # type: ignore[arg-type]
+    theta = np.stack([found[t].theta for t in group], axis=1)
     probability = sigmoid(rows.margins(theta))
     curvature = probability * (1.0 - probability) * point.weight[:, None]
     direction = _solve_at(searcher, curvature, block.rows[:, group], block.direction[:, group])

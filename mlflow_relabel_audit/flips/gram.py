@@ -1,16 +1,16 @@
-"""Suprema over all sets of at most k rows of what their relabelling does to each row, for the certificate.
+"""What relabelling at most k rows can do to each row, summed from the kernels for the certificate.
 
-With ``a_i`` the relabelling's coefficients (``|a_i| <= load_i``), ``c_S = sum_{i in S} a_i x_i``, ``M = H^-1/2 R H^-1/2``,
-the certificate (see `flips.certificate`) asks, for every training row j and every level k, for bounds of
+With relabelling coefficients of sizes ``|a_i| <= load_i``, ``c_S = sum_{i in S} a_i x_i`` and ``M = H^-1/2 R H^-1/2``,
+the certificate (see `flips.certificate`) needs bounds, for every training row j and for all sets S of at most k rows, of
 
     reach_j     |x_j . H^-1 c_S|
-    ahead_j     sum over i in S, i != j, of (a_i K'_ji)_+,     behind_j  the same of (-a_i K'_ji)_+
-    pair_j      the share of row j in c_S' H^-1 X'DX H^-1 c_S <= sum_{j in S} pair_j
+    ahead_j     sum over i in S, i != j, of (a_i K'_ji)_+;     behind_j  the same of (-a_i K'_ji)_+
+    pair_j      a share of j with c_S' H^-1 X'DX H^-1 c_S <= sum_{j in S} pair_j
+    own_j       the positive and the negative part of a_j K'_jj
 
-with ``K = X H^-1 X'``, ``K^R = X H^-1 R H^-1 X'``, ``K' = K - 2 K^R`` and ``K^D = K - K^R``. `NormSums` bounds them by
-Cauchy-Schwarz from row norms alone; `GramSums` streams the n x n kernels once, in row blocks, and keeps sums of the
-largest entries of each row at a few levels. Both add the rounding of ``solve``: it errs by at most ``rounding`` times
-the product of the two ``||.||_{H^-1}`` norms.
+with ``K = X H^-1 X'``, ``K^R = X H^-1 R H^-1 X'``, ``K' = K - 2 K^R``, ``K^D = K - K^R``. `NormSums` bounds them from norms of single rows by
+Cauchy-Schwarz; `GramSums` streams the n x n kernels once, in blocks of rows, and keeps sums of the
+largest entries of each row. Both add the rounding of ``solve``, at most ``rounding`` times both rows' norms.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 from scipy.linalg import solve_triangular
 
 from mlflow_relabel_audit.curvature import Curvature
-from mlflow_relabel_audit.problem import FloatArray
+from mlflow_relabel_audit.problem import FloatArray, IntArray
 from mlflow_relabel_audit.rows import Rows
 
 BLOCK_BYTES = 2**24
@@ -87,11 +87,7 @@ def kernel_norms(
     """
     square = full**2
     lower = getattr(curvature, "lower", None)
-    if (
-        curvature.kind != "primal"
-        or lower is None
-        or 30.0 * rows.p**3 + 2.0 * rows.n * rows.p**2 > EXACT_FLOPS
-    ):
+    if curvature.kind != "primal" or lower is None or 30.0 * rows.p**3 + 2.0 * rows.n * rows.p**2 > EXACT_FLOPS:
         return KernelNorms(full, full, full, square, square)
     half = solve_triangular(lower, np.diag(np.sqrt(penalty)), lower=True, check_finite=False)
     mu, turn = np.linalg.eigh(half @ half.T)
@@ -222,7 +218,7 @@ def _block_length(p: int) -> int:
     return int(np.clip(BLOCK_BYTES // (8 * p), 32, 1024))
 
 
-def _columns(rows: Rows, index: FloatArray) -> FloatArray:
+def _columns(rows: Rows, index: IntArray) -> FloatArray:
     part = rows.take(index)
     return np.ascontiguousarray((part.toarray() if rows.sparse else part).T)
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.linalg import solve_triangular
 
-from mlflow_relabel_audit.curvature import StationaryPoint, factor
+from mlflow_relabel_audit.curvature import Curvature, StationaryPoint, factor
 from mlflow_relabel_audit.curvature.stationary import sigmoid
 from mlflow_relabel_audit.errors import SingularHessianError
 from mlflow_relabel_audit.flips.gram import SetSums
@@ -22,7 +23,7 @@ MAX_ROUNDS = 60
 SHRINKS = 4
 BINS = 256
 GRID = 1.25
-LOOSE = 1.05
+LOOSE = 1.15
 """A closed box this many times the first-order reach is worth tightening by secants."""
 MAX_ROUNDING = 0.05
 """Relative error of the row norms beyond which nothing is claimed."""
@@ -71,9 +72,7 @@ class RowState:
         ends = []
         for z in (self.margin - rho, self.margin + rho):
             ends.append(self.base * (self.by_class[0] * sigmoid(z) + self.by_class[1] * sigmoid(-z)))
-        return np.minimum(*ends) * (1.0 - ROUNDING), np.minimum(
-            np.maximum(*ends) * (1.0 + ROUNDING), self.load
-        )
+        return np.minimum(*ends) * (1.0 - ROUNDING), np.minimum(np.maximum(*ends) * (1.0 + ROUNDING), self.load)
 
 
 @dataclass(frozen=True)
@@ -252,12 +251,25 @@ class SecantBoxes:
             ratio = min(1.0, float(np.min(least[held] / self._diagonal[held], initial=1.0)))
             inflation = self._rounding / max(ratio, 1e-300)
             try:
-                found = factor(self._rows, least, self._penalty, self._kind).row_norms(self._rows)
+                factored = factor(self._rows, least, self._penalty, self._kind)
+                found = self._norms(factored)
             except SingularHessianError:
                 inflation = np.inf
             sound = inflation < MAX_ROUNDING
             self._known[step] = Secant(least, found * (1.0 + inflation), ratio) if sound else None
         return self._known[step]
+
+    def _norms(self, curvature: Curvature) -> FloatArray:
+        """Row norms by one product with the inverse factor, which for dense rows is quicker than solving."""
+        lower = getattr(curvature, "lower", None)
+        if lower is None or self._rows.sparse:
+            return curvature.row_norms(self._rows)
+        basis = np.ascontiguousarray(solve_triangular(lower, np.eye(len(lower)), lower=True).T)
+        out = np.empty(self._rows.n)
+        for block in self._rows.blocks():
+            coordinates = block.margins(basis)
+            out[block.start : block.stop] = np.einsum("ij,ij->i", coordinates, coordinates)
+        return np.sqrt(out)
 
 
 def expand(sums: SetSums, spread: FloatArray, state: RowState, rho: FloatArray, k: int) -> Box:

@@ -20,7 +20,7 @@ from mlflow_relabel_audit.rows import Rows
 
 BUFFER_BYTES = 2**27
 MAX_BLOCK = 256
-FIRST_HEAD = 64
+FIRST_HEAD = 128
 CHUNK_BYTES = 2**20
 CLOSE = 1e-5
 """Where a cumulative float32 influence is this near to its target, the sum is taken again in float64."""
@@ -100,8 +100,8 @@ def respond(rows: Rows, direction: FloatArray, out: FloatArray) -> FloatArray:
             narrow = np.ascontiguousarray(direction, dtype=np.float32)
     except FloatingPointError as error:
         raise RequestError(
-            f"influences: up to {np.abs(direction).max():.1e} per unit of a feature, beyond float32; scale the features "
-            "(StandardScaler) or strengthen the penalty, and log that model"
+            f"influences: up to {np.abs(direction).max():.1e} per unit of a feature, beyond float32; scale the "
+            "features (StandardScaler) or strengthen the penalty, and log that model"
         ) from error
     features = narrow[:-1] if rows.intercept else narrow
     turned = np.ascontiguousarray(features.T)
@@ -187,59 +187,76 @@ def rank_block(
         influence = response[some] * coefficient
         if np.any(effect.shared):
             influence += (shift[some, None] * effect.count).astype(np.float32)
-        orders += _rank_chunk(influence, goal[some], goal_paper[some])
-    for t, order in enumerate(orders):
-        if _undecided(order, goal[t]) or _undecided(order, goal_paper[t]):
-            orders[t] = _decide(rows, effect, order, direction[:, t], shift[t], goal[t], goal_paper[t])
+        ranked, doubtful = _rank_chunk(influence, goal[some], goal_paper[some])
+        for t, (order, doubt) in enumerate(zip(ranked, doubtful, strict=True), start):
+            if doubt:
+                order = _decide(rows, effect, order, direction[:, t], shift[t], goal[t], goal_paper[t])
+            orders.append(order)
     return orders
 
 
-def _rank_chunk(influence: FloatArray, goal: FloatArray, goal_paper: FloatArray) -> list[InfluenceOrder]:
-    """Rank each row of float32 influences, shape (C, n); heads grow fourfold until they reach their goals."""
+def _rank_chunk(
+    influence: FloatArray, goal: FloatArray, goal_paper: FloatArray
+) -> tuple[list[InfluenceOrder], list[bool]]:
+    """Rank each row of float32 influences, shape (C, n); heads grow fourfold until they reach their goals.
+
+    Also tells which rows' sums come so near to a goal that float32 may have decided.
+    """
     n = influence.shape[1]
-    orders: list[InfluenceOrder | None] = [None] * len(goal)
+    orders: dict[int, InfluenceOrder] = {}
+    doubtful = [False] * len(goal)
+    reachable = 1.001 * np.maximum(influence, 0.0).sum(axis=1)
+    need = 1.25 * np.where(goal_paper <= reachable, np.maximum(goal, goal_paper), goal)
     pending = np.arange(len(goal))
     head = min(FIRST_HEAD, n)
-    values = influence
-    reachable = np.maximum(influence, 0.0).sum(axis=1, dtype=np.float64)
-    need = np.where(goal_paper <= reachable, np.maximum(goal, goal_paper), goal)
     while pending.size:
-        if head < n:
-            least = np.partition(values, n - head, axis=1)[:, n - head]
-            inside = values >= np.maximum(least, np.float32(1e-38))[:, None]
-        else:
-            inside = values > 0.0
-        who, index = np.nonzero(inside)
-        ends = np.searchsorted(who, np.arange(1, len(pending)))
-        retry = []
-        for t, members in enumerate(np.split(index, ends)):
-            gains = values[t, members]
-            ranked = np.argsort(-gains, kind="stable")
-            gains = gains[ranked].astype(np.float64)
-            total = np.cumsum(gains)
-            target = pending[t]
-            spare = 1.25 * need[target]
-            complete = head >= n or len(members) < head
-            if not complete and total[-1] < spare:
-                retry.append(t)
-                continue
-            k_estimate, k_paper = _crossing(total, goal[target]), _crossing(total, goal_paper[target])
-            orders[target] = InfluenceOrder(members[ranked], gains, complete, k_estimate, k_paper)
-        pending, values = pending[retry], values[retry]
+        values = influence if len(pending) == len(influence) else influence[pending]
+        index, gains, counts = _heads(values, head)
+        total = np.cumsum(gains, axis=1)
+        complete = counts < head if head < n else np.ones(len(pending), dtype=bool)
+        done = complete | (total[:, -1] >= need[pending]) if total.shape[1] else complete
+        sizes, close = [], np.zeros(len(pending), dtype=bool)
+        for wanted in (goal[pending, None], goal_paper[pending, None]):
+            crossed = (total <= wanted).sum(axis=1) + 1
+            sizes.append(np.where(crossed <= counts, crossed, 0))
+            close |= (np.abs(total - wanted) <= CLOSE * wanted).any(axis=1)
+        for row in np.flatnonzero(done):
+            t, count = int(pending[row]), int(counts[row])
+            orders[t] = InfluenceOrder(
+                index[row, :count], gains[row, :count], bool(complete[row]), int(sizes[0][row]), int(sizes[1][row])
+            )
+            doubtful[t] = bool(close[row])
+        pending = pending[~done]
         head = min(4 * head, n)
-    return [order for order in orders if order is not None]
+    return [orders[t] for t in range(len(goal))], doubtful
+
+
+def _heads(values: FloatArray, head: int) -> tuple[IntArray, FloatArray, IntArray]:
+    """Positive entries of each row among its ``head`` largest, ties at the end included, largest first.
+
+    Returns indices and float64 values, shape (C, longest), padded with zeros, and how many there are in each row.
+    Sorting (inverted bits of a positive float32, index) as one 64-bit number ranks equal values by position.
+    """
+    n = values.shape[1]
+    least = np.zeros((len(values), 1), dtype=np.float32)
+    if head < n:
+        least = np.partition(values, n - head, axis=1)[:, n - head, None]
+    inside = values >= np.maximum(least, np.finfo(np.float32).tiny)
+    counts = inside.sum(axis=1)
+    who, index = np.nonzero(inside)
+    inverted = ~values[inside].view(np.uint32)
+    keys = np.full((len(values), int(counts.max(initial=0))), np.iinfo(np.uint64).max)
+    place = np.arange(len(who)) - np.repeat(np.cumsum(counts) - counts, counts)
+    keys[who, place] = (inverted.astype(np.uint64) << np.uint64(32)) | index.astype(np.uint64)
+    keys.sort(axis=1)
+    gains = (~(keys >> np.uint64(32)).astype(np.uint32)).view(np.float32).astype(np.float64)
+    return (keys & np.uint64(0xFFFFFFFF)).astype(np.int64), gains, counts
 
 
 def _crossing(total: FloatArray, goal: float) -> int:
     """First k whose cumulative influence passes the goal, 0 where none does."""
     k = int(np.searchsorted(total, goal, side="right")) + 1
     return k if k <= len(total) else 0
-
-
-def _undecided(order: InfluenceOrder, goal: float) -> bool:
-    total = np.cumsum(order.influence)
-    near = np.abs(total[max(0, np.searchsorted(total, goal) - 1) :][:2] - goal)
-    return bool(np.any(near <= CLOSE * goal))
 
 
 def _decide(

@@ -3,13 +3,15 @@ r"""Refitting with relabelled rows, many predictions at once, until each predict
 Every prediction t of a block has its own relabelled set S_t and so its own objective F_S. All are minimised
 together by preconditioned nonlinear conjugate gradients (Polak-Ribiere+, restarted where the direction is no
 descent); the preconditioner is the factor of a reference Hessian, and the line search is Newton's on
-``z + alpha X d``: one step, or several inside a bracket where the step is long. One iteration costs two products of the training rows. The
-reference is H at the fitted point, shared by all; a column so far from there that it converges slowly is given its
-own, taken where it stands (`RefitBlock.refresh`), after which the steps are nearly Newton's.
+``z + alpha X d``: one step, or several inside a bracket where the step is long. One iteration costs two products
+of the training rows. The reference is H at the fitted point, shared by all; a column so far from there that it
+converges slowly is given its own, taken where it stands (`RefitBlock.refresh`), after which the steps are nearly
+Newton's.
 
 **The sign proof.** At theta let ``r = grad F_S(theta)``, ``delta = theta_S - theta``, ``d_i`` the curvature weights at
 theta and ``dbar_i = s_i (sigma(z_i + delta_i) - sigma(z_i)) / delta_i`` their secants, ``Hbar = X' diag(dbar) X + R``.
-Stationarity is the exact equation ``r + Hbar delta = 0``. Write H for the reference Hessian, d0 its weights, ``h = max_i ||x_i||_{H^-1}`` and ``eps = ||r||_{H^-1}``.
+Stationarity is the exact equation ``r + Hbar delta = 0``. Write H for the reference Hessian, d0 its weights,
+``h = max_i ||x_i||_{H^-1}`` and ``eps = ||r||_{H^-1}``.
 
 1. *Spectral bound.* ``X' diag(d) X + R >= kappa H`` with ``kappa = min(1, min_i d_i / d0_i)``, and also with
    ``kappa = q - sum_i (q - d_i / d0_i)_+ d0_i h_i^2`` for any q <= 1, because ``d0_i x_i x_i' <= d0_i h_i^2 H``.
@@ -29,6 +31,8 @@ them leaves zero outside. ``response`` may be any upper bound of ``|x_i . u|`` i
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import scipy.sparse as sp
@@ -439,7 +443,7 @@ def exact_margin(
     found = refit(problem, rows.relabelled(relabelled), theta, point.curvature.kind)
     epsilon = found.stationarity.residual * (1.0 + ROUNDING) + ROUNDING
     a = float(found.curvature.row_norms(rows).max(initial=0.0)) * epsilon
-    norm = float(np.sqrt(max(target @ found.curvature.solve(target), 0.0)))
+    norm = math.sqrt(max(float(target @ found.curvature.solve(target)), 0.0))
     margin = float(target @ found.theta) - problem.cut
     error = norm * epsilon / (1.0 - a) if a < 1.0 else np.inf
     return margin, error + ROUNDING * (1.0 + abs(margin) + norm), found.theta

@@ -63,7 +63,7 @@ def _with_groups(stored: TableRows, columns: Columns) -> TableRows:
     """Stored rows are those of the fit alone, so groups have to be among the features."""
     if not columns.groups:
         return stored
-    known = stored.X.columns if isinstance(stored.X, pd.DataFrame) else []
+    known = set(stored.X.columns) if isinstance(stored.X, pd.DataFrame) else set()
     missing = [name for name in columns.groups if name not in known]
     if missing:
         raise RequestError(

@@ -32,9 +32,7 @@ def test_relabelling_noise_pays():
     assert table.loc["relabel", "loss_change_high"] < 0
     assert table.loc["relabel", "accuracy_change"] > 0
     assert table.loc["relabel", "count"] > 0
-    assert (
-        table["rows"].tolist() == [401] * 3
-    )  # two odd classes: the halves keep their extra rows for the report
+    assert table["rows"].tolist() == [401] * 3  # two odd classes: the halves keep their extra rows for the report
     assert result.findings[0].code == "N021"
     lowest = result.candidates[result.candidates["action"] == "relabel"].set_index("count")["loss"].idxmin()
     assert lowest == table.loc["relabel", "count"]
@@ -51,9 +49,7 @@ def test_where_labels_are_clean_no_gain_is_claimed():
 
 def test_the_figures_are_those_of_an_independent_refit():
     problem, rows, point, X_eval, y_eval = setting(rate=0.3, class_weight="balanced")
-    result = correction(
-        problem, rows, point, fold_out(problem, rows, point), X_eval, y_eval, counts=(50,), seed=1
-    )
+    result = correction(problem, rows, point, fold_out(problem, rows, point), X_eval, y_eval, counts=(50,), seed=1)
     order = np.arange(rows.n)
     theta = _models(problem, rows, point, order, np.array([50]), "relabel")[:, 0]
     labels = rows.y.copy()

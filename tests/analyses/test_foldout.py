@@ -19,9 +19,7 @@ def simulated(seed=0, n=400, features=8, sparse=False):
 
 
 def state(X, y, sample_weight=None, form=None, **options):
-    model = LogisticRegression(**{"tol": 1e-8, "max_iter": 5000, **options}).fit(
-        X, y, sample_weight=sample_weight
-    )
+    model = LogisticRegression(**{"tol": 1e-8, "max_iter": 5000, **options}).fit(X, y, sample_weight=sample_weight)
     problem = read_problem(model)
     base = np.ones(len(y)) if sample_weight is None else sample_weight
     rows = Rows(X, problem.encode(y), base, intercept=problem.intercept)
@@ -65,9 +63,7 @@ def test_fold_out_margins_honour_sample_weights():
     weight = np.random.default_rng(1).integers(0, 4, size=len(y)).astype(float)
     problem, rows, point = state(X, y, sample_weight=weight)
     fold = deal_folds(rows, seed=0)
-    margin, _ = _Search(problem, rows, point, seed=0).solve(
-        1.0, fold, np.repeat(point.theta[:, None], FOLDS, axis=1)
-    )
+    margin, _ = _Search(problem, rows, point, seed=0).solve(1.0, fold, np.repeat(point.theta[:, None], FOLDS, axis=1))
     np.testing.assert_allclose(margin, refitted(X, y, fold, sample_weight=weight), atol=2e-3)
 
 

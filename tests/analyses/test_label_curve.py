@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlflow_relabel_audit.analyses.label_curve import fit_label_curve, weighted_quantile
+from mlflow_relabel_audit.analyses.label_curve import LabelCurve, fit_label_curve, weighted_quantile
 from mlflow_relabel_audit.analyses.noise import noise_rate
 
 
@@ -90,7 +90,16 @@ def test_separable_and_constant_margins_do_not_break_the_fit():
     label = np.repeat([0.0, 1.0], 200)
     for margin in (np.where(label > 0.5, 30.0, -30.0), np.zeros(400)):
         score = fit_label_curve(margin, label).probability_wrong(margin, label)
-        assert np.isfinite(score).all()
+        assert np.all((score >= 0) & (score <= 1))
+
+
+def test_a_mean_of_certainties_does_not_round_beyond_one():
+    margin, label = np.array([-900.0, 900.0]), np.array([1.0, 0.0])
+    for seed in range(100):
+        weight = np.random.default_rng(seed).random(50)
+        rate, ones = np.full(50, 0.1), np.ones(50)
+        curve = LabelCurve(rate, rate, 0 * ones, ones, weight / weight.sum(), weight / weight.sum())
+        assert curve.probability_wrong(margin, label).max() <= 1.0
 
 
 def test_weighted_quantile():

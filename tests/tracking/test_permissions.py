@@ -22,14 +22,14 @@ PASSWORD = "correct-horse-battery"
 def protected(tmp_path_factory):
     """A server where ``admin`` may write and ``reader`` may read, with a run of admin's."""
     import mlflow
-    from mlflow.server import get_app_client
+    import requests
 
     folder = tmp_path_factory.mktemp("protected")
     users = folder / "auth.ini"
     users.write_text(
         "[mlflow]\ndefault_permission = READ\n"
         f"database_uri = sqlite:///{folder}/auth.db\n"
-        f"admin_username = admin\nadmin_password = {PASSWORD}\n"
+        f"admin_username = admin\nadmin_password = {PASSWORD}\nauth_cache_ttl_seconds = 60\n"
         "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
     )
     environment = {"MLFLOW_AUTH_CONFIG_PATH": str(users), "MLFLOW_FLASK_SERVER_SECRET_KEY": "test"}
@@ -40,7 +40,12 @@ def protected(tmp_path_factory):
     ):
         patch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
         patch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
-        get_app_client("basic-auth", server.url).create_user("reader", "reader-" + PASSWORD)
+        requests.post(
+            f"{server.url}/api/2.0/mlflow/users/create",
+            json={"username": "reader", "password": "reader-" + PASSWORD},
+            auth=("admin", PASSWORD),
+            timeout=60,
+        ).raise_for_status()
         mlflow.set_tracking_uri(server.url)
         mlflow.set_experiment("Default")
         run_id, _ = log_models(model=LogisticRegression().fit(FRAME[["a", "b"]], FRAME["label"]))
@@ -67,7 +72,7 @@ def ask(protected, **changed):
 
 def test_a_reader_is_told_of_the_output_directory(reader):
     with pytest.raises(
-        PermissionDeniedError, match="permission denied; .*--output-dir DIR --no-log"
+        PermissionDeniedError, match=r"permission denied; .*--output-dir DIR --no-log"
     ) as caught:
         ask(reader)
     assert caught.value.exit_code == 3
