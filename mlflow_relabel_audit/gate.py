@@ -17,7 +17,7 @@ from typing import Any
 
 from mlflow_relabel_audit import tracking
 from mlflow_relabel_audit.audit import Progress, audit
-from mlflow_relabel_audit.errors import GateFailed, RequestError, StoreError
+from mlflow_relabel_audit.errors import GateFailedError, RequestError, StoreError
 from mlflow_relabel_audit.tracking import FOLDER, PermissionDeniedError, ResolvedModel, Store
 from mlflow_relabel_audit.tracking.store import failures
 
@@ -114,13 +114,13 @@ class GateResult:
         return "; ".join(map(str, told))
 
     def raise_for_failure(self) -> None:
-        """Raise `GateFailed` unless the gate passed."""
+        """Raise `GateFailedError` unless the gate passed."""
         if self.passed:
             return
         known = ""
         if any(check.value is None for check in self.checks):
             known = f" (the audit's figures: {', '.join(sorted(self.metrics))})"
-        raise GateFailed(
+        raise GateFailedError(
             f"model {self.name} version {self.version} failed its gate: {self.reason}{known}; "
             "correct the labels or the model, or change the rule"
         )

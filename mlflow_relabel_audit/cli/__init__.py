@@ -17,6 +17,7 @@ from mlflow_relabel_audit.errors import RelabelAuditError
 COMMANDS = {
     "audit": "How many labels, and which, each prediction rests on; reports go to the run.",
     "contest": "One decision: the labels it rests on, and what each of them moves.",
+    "gate": "A registered version held against rules on its audit: verdict, exit status, alias.",
     "demo": "Train a model, log it to MLflow, audit it; needs nothing.",
 }
 INTERRUPTED = 130

@@ -1,86 +1,93 @@
 r"""A proved lower bound on the number of labels whose relabelling can flip a prediction (``k_lower``).
 
 Notation. sigma is the logistic function, ``z_j = x_j . theta``, ``p_j = sigma(z_j)``, s_j the weights, y_j the
-labels, ``d_j = s_j p_j (1 - p_j)`` and ``H = X'DX + R``, all at the fitted theta; ``r = grad F(theta)``, nearly 0 but
-kept, ``eps >= ||r||_{H^-1}``. For a set S of relabelled rows theta_S is the new minimiser, ``Delta = theta_S - theta``,
-``delta_j = x_j . Delta``, ``e_j = s_j delta_j (sigma(z_j + delta_j) - sigma(z_j)) >= 0``, ``E_D = sum_j e_j``. The
-gradient gains ``c = sum_{i in S} a_i x_i``, ``a_i = s_i (2 y_i - 1)``, so theta_S solves
+labels, ``d_j = s_j p_j (1 - p_j)`` and ``H = X'DX + R``, all at the fitted theta; ``r = grad F(theta)``, nearly
+0 but kept, ``eps >= ||r||_{H^-1}``. For a set S of relabelled rows theta_S is the new minimiser, ``Delta =
+theta_S - theta``, ``delta_j = x_j . Delta``, ``e_j = s_j delta_j (sigma(z_j + delta_j) - sigma(z_j)) >= 0``,
+``E_D = sum_j e_j``. The gradient gains ``c = sum_{i in S} a_i x_i``, ``a_i = s_i (2 y_i - 1)``, so theta_S
+solves
 
     sum_j s_j (sigma(z_j + delta_j) - sigma(z_j)) x_j + R Delta + c + r = 0.                              (1)
 
-``K = X H^-1 X'``, ``K^R = X H^-1 R H^-1 X'``, ``K^D = K - K^R``, ``K' = K - 2 K^R``, ``h_j = ||x_j||_{H^-1}``. For a
-prediction x_t with margin m_t: ``P_j = x_j . H^-1 x_t`` and ``dir = -sign(m_t)``. (v)_+ is max(v, 0).
+``K = X H^-1 X'``, ``K^R = X H^-1 R H^-1 X'``, ``K^D = K - K^R``, ``K' = K - 2 K^R``, ``h_j = ||x_j||_{H^-1}``.
+For a prediction x_t with margin m_t: ``P_j = x_j . H^-1 x_t`` and ``dir = -sign(m_t)``. (v)_+ is max(v, 0).
 
-**1. The remainder is exact, signed and bounded.** Let ``gamma(d) = 1 / (1 - e^-d) - 1 / d``, which increases from 0
-to 1 through ``gamma(0) = 1/2``. Then
+**1. The remainder is exact, signed and bounded.** Let ``gamma(d) = 1 / (1 - e^-d) - 1 / d``, which increases
+from 0 to 1 through ``gamma(0) = 1/2``. Then
 
     sigma(z + d) - sigma(z) - sigma'(z) d = kappa d (sigma(z + d) - sigma(z)),    kappa = 1 - p - gamma(d).
 
-Proof: ``sigma(z + d) - sigma(z) = sigma(z + d) sigma(-z) (1 - e^-d)``, so with the secant slope q, ``sigma'(z) / q =
-p d / (1 - e^-d) + (1 - p) (-d) / (1 - e^d) = 1 + d (gamma(d) - (1 - p))``. So ``|delta_j| <= rho_j`` puts kappa_j
-between ``1/2 - p_j -+ (gamma(rho_j) - 1/2)``, always within ``[-p_j, 1 - p_j]``, and (1) becomes
+Proof: ``sigma(z + d) - sigma(z) = sigma(z + d) sigma(-z) (1 - e^-d)``, so with the secant slope q, ``sigma'(z)
+/ q = p d / (1 - e^-d) + (1 - p) (-d) / (1 - e^d) = 1 + d (gamma(d) - (1 - p))``. So ``|delta_j| <= rho_j`` puts
+kappa_j between ``1/2 - p_j -+ (gamma(rho_j) - 1/2)``, always within ``[-p_j, 1 - p_j]``, and (1) becomes
 
     H Delta = -(c + r) - sum_j x_j kappa_j e_j.                                                           (2)
 
-As sigma' is even and falls away from 0, the largest e_j within ``|delta_j| <= rho_j`` is that of a move by rho_j
-toward z = 0 (psi_j, `largest_change`), and the least secant slope that of a move outward by rho_j (`least_secant`).
+As sigma' is even and falls away from 0, the largest e_j within ``|delta_j| <= rho_j`` is that of a move by
+rho_j toward z = 0 (psi_j, `largest_change`), and the least secant slope that of a move outward by rho_j
+(`least_secant`).
 
 **2. Energy.** (1) times Delta is ``E_D = -(c + r).Delta - Delta'R Delta``. Let ``D0 = -H^-1 (c + r)``. By (2)
-``-(c + r).Delta = D0'H D0 - sum_j (x_j . D0) kappa_j e_j``; ``R >= 0`` gives ``Delta'R Delta >= 2 D0'R Delta - D0'R D0``;
-expanding R Delta by (2) as well,
+``-(c + r).Delta = D0'H D0 - sum_j (x_j . D0) kappa_j e_j``; ``R >= 0`` gives ``Delta'R Delta >= 2 D0'R Delta -
+D0'R D0``; expanding R Delta by (2) as well,
 
     E_D <= (c + r)'H^-1 X'DX H^-1 (c + r) + sum_j kappa_j e_j v_j,   |v_j - sum_{i in S} a_i K'_ji| <= h_j eps
 
-(the last because ``-I <= I - 2 H^-1/2 R H^-1/2 <= I``). The first term is at most ``(1 + eps) c'(..)c + eps + eps^2``,
-as ``2ab <= eps a^2 + b^2 / eps`` and ``X'DX <= H``; and ``c'(..)c <= sum_{i in S} pair_i``, pair_i the diagonal entry
-plus the k - 1 largest positive others of row i of ``a_i a_l K^D_il``. In the second, the term i = j is at most
-``own_j``, taken with e_j <= psi_j and charged to row j of S; the others at most ``eta_j e_j`` with ``eta_j =
-max(kappa_j^+ ahead_j, kappa_j^- behind_j) + |kappa_j| h_j eps``, where ahead_j and behind_j are the sums of the k
-largest positive and negative parts of ``a_i K'_ji``, i != j. For every tau in [0, 1), ``sum_j eta_j e_j <= tau E_D +
-sum_j (eta_j - tau)_+ psi_j``, so (`energy`)
+(the last because ``-I <= I - 2 H^-1/2 R H^-1/2 <= I``). The first term is at most ``(1 + eps) c'(..)c + eps +
+eps^2``, as ``2ab <= eps a^2 + b^2 / eps`` and ``X'DX <= H``; and ``c'(..)c <= sum_{i in S} pair_i``, pair_i the
+diagonal entry plus the k - 1 largest positive others of row i of ``a_i a_l K^D_il``. In the second, the term i
+= j is at most ``own_j``, taken with e_j <= psi_j and charged to row j of S; the others at most ``eta_j e_j``
+with ``eta_j = max(kappa_j^+ ahead_j, kappa_j^- behind_j) + |kappa_j| h_j eps``, where ahead_j and behind_j are
+the sums of the k largest positive and negative parts of ``a_i K'_ji``, i != j. For every tau in [0, 1), ``sum_j
+eta_j e_j <= tau E_D + sum_j (eta_j - tau)_+ psi_j``, so (`energy`)
 
     E_D <= [eps + eps^2 + sum_j (eta_j - tau)_+ psi_j + sum_{i in S} (pair_i (1 + eps) + own_i)] / (1 - tau).
 
-Also (`given`) ``E_D <= -(c + r).Delta <= sum_{i in S} |a_i| rho_i + eps ||Delta||_H``, and ``d_j delta_j^2 = e_j (1 -
-kappa_j delta_j)`` gives ``||Delta||_H^2 <= (1 + max rho) (E_D + Delta'R Delta)``, which bounds ||Delta||_H.
+Also (`given`) ``E_D <= -(c + r).Delta <= sum_{i in S} |a_i| rho_i + eps ||Delta||_H``, and ``d_j delta_j^2 =
+e_j (1 - kappa_j delta_j)`` gives ``||Delta||_H^2 <= (1 + max rho) (E_D + Delta'R Delta)``, which bounds
+||Delta||_H.
 
 **3. Localisation.** By (2) ``|delta_j| <= reach_j + h_j eps + sum_l |kappa_l K_jl| e_l``, reach_j the largest
-``|sum_{i in S} a_i K_ji|``. The sum is at most h_j times the knapsack ``max sum_l max(p_l, 1 - p_l) h_l e_l`` over
-``e_l <= psi_l``, ``sum_l e_l <= E_D``, and at most ``spread_j E_D + K_jj max(p_j, 1 - p_j) min(psi_j, E_D)``, spread_j
-the largest ``max(p_l, 1 - p_l) |K_jl|``, l != j (`expand`). These right sides presuppose a box ``|delta| <= rho``.
-Suppose that for a trial rho all are strictly below rho. Let ``F^t = (1 - t) (F - r.theta) + t F_S``, 0 <= t < 1. Its
-minimiser exists and is unique, as ``F - r.theta`` has one with a positive definite Hessian and F_S is convex and
-bounded below; it moves continuously from theta, and obeys (1) with t (c + r) for c + r. Inside the box every right
-side holds for it with terms no larger. At a first exit some ``|delta_j|`` would equal rho_j and be below it: there is
-none. So the box and the energy bound hold for all t < 1, Delta stays bounded, F_S has its minimiser, and they hold
-for it. Inside a proved box every right side is a bound, so the box may be shrunk to them.
+``|sum_{i in S} a_i K_ji|``. The sum is at most h_j times the knapsack ``max sum_l max(p_l, 1 - p_l) h_l e_l``
+over ``e_l <= psi_l``, ``sum_l e_l <= E_D``, and at most ``spread_j E_D + K_jj max(p_j, 1 - p_j) min(psi_j,
+E_D)``, spread_j the largest ``max(p_l, 1 - p_l) |K_jl|``, l != j (`expand`). These right sides presuppose a box
+``|delta| <= rho``. Suppose that for a trial rho all are strictly below rho. Let ``F^t = (1 - t) (F - r.theta) +
+t F_S``, 0 <= t < 1. Its minimiser exists and is unique, as ``F - r.theta`` has one with a positive definite
+Hessian and F_S is convex and bounded below; it moves continuously from theta, and obeys (1) with t (c + r) for
+c + r. Inside the box every right side holds for it with terms no larger. At a first exit some ``|delta_j|``
+would equal rho_j and be below it: there is none. So the box and the energy bound hold for all t < 1, Delta
+stays bounded, F_S has its minimiser, and they hold for it. Inside a proved box every right side is a bound, so
+the box may be shrunk to them.
 
-**4. Localisation by secants.** Inside a box let ``dbar_j = e_j / delta_j^2`` and ``Hbar = X' diag(dbar) X + R``. Then
-``Hbar >= H_lo``, the same with the least secants, and (1) reads ``Hbar Delta = -(c + r)``. So with ``l_j =
-||x_j||_{H_lo^-1}`` and ``H_lo >= kappa H``: ``|delta_j| <= l_j (sum_{i in S} |a_i| l_i + eps / sqrt(kappa))``
-(`enclose`); a box is proved by this as in 3.
+**4. Localisation by secants.** Inside a box let ``dbar_j = e_j / delta_j^2`` and ``Hbar = X' diag(dbar) X +
+R``. Then ``Hbar >= H_lo``, the same with the least secants, and (1) reads ``Hbar Delta = -(c + r)``. So with
+``l_j = ||x_j||_{H_lo^-1}`` and ``H_lo >= kappa H``: ``|delta_j| <= l_j (sum_{i in S} |a_i| l_i + eps /
+sqrt(kappa))`` (`enclose`); a box is proved by this as in 3.
 
-**5. The prediction.** By (2) ``dir x_t.Delta <= sum_{i in S} g_i + h_t eps + sum_j w_j e_j`` with ``g_i = -dir a_i
-P_i`` and ``w_j = (-dir P_j kappa_j)_+`` at the worse end of kappa_j's range. With ``E_D <= C + sum_{i in S} B_i``, for
-every tau >= 0
+**5. The prediction.** By (2) ``dir x_t.Delta <= sum_{i in S} g_i + h_t eps + sum_j w_j e_j`` with ``g_i = -dir
+a_i P_i`` and ``w_j = (-dir P_j kappa_j)_+`` at the worse end of kappa_j's range. With ``E_D <= C + sum_{i in S}
+B_i``, for every tau >= 0
 
     dir x_t.Delta <= [sum of the k largest (g_i + tau B_i)_+] + tau C + h_t eps + sum_j (w_j - tau)_+ psi_j. (3)
 
-While (3) is below |m_t| no set of k rows flips the prediction. What is computed for level L holds for all sets of at
-most L rows, so levels are bisected first, then k within a level. (3) is convex in tau, with a minimum where the
-maximising set's energy equals the sum of psi_j over w_j > tau; one step toward it is nearly all there is to gain.
+While (3) is below |m_t| no set of k rows flips the prediction. What is computed for level L holds for all sets
+of at most L rows, so levels are bisected first, then k within a level. (3) is convex in tau, with a minimum
+where the maximising set's energy equals the sum of psi_j over w_j > tau; one step toward it is nearly all there
+is to gain.
 
-**6. Class weights.** With weights ``b_i w[y_i]`` relabelling row i replaces its term, and (1) holds with ``a_i = (2 y_i
-- 1) b_i [w_0 sigma(z_i + delta_i) + w_1 sigma(-z_i - delta_i)]``: of known sign, of size at most ``load_i = b_i
-max(w)``, and within a box in a narrower range. All sums above take positive parts or sizes, so 2 to 4 hold with load_i
-for |a_i|, and (3) with the worse end of the range in g_i; the path in 3 is the same with t a_i. Under ``"balanced"``
-a relabelling changes every row's weight through the counts, which is not of this form: nothing is certified.
+**6. Class weights.** With weights ``b_i w[y_i]`` relabelling row i replaces its term, and (1) holds with ``a_i
+= (2 y_i - 1) b_i [w_0 sigma(z_i + delta_i) + w_1 sigma(-z_i - delta_i)]``: of known sign, of size at most
+``load_i = b_i max(w)``, and within a box in a narrower range. All sums above take positive parts or sizes, so 2
+to 4 hold with load_i for |a_i|, and (3) with the worse end of the range in g_i; the path in 3 is the same with
+t a_i. Under ``"balanced"`` a relabelling changes every row's weight through the counts, which is not of this
+form: nothing is certified.
 
 **7. Rounding.** Bounds are float64 sums of terms of one sign, raised by 1e-11 or more of themselves. ``solve``
-errs by at most `Rounding.form` relative to the H-norms, from the backward error of forming and factoring H times the condition
-number; that covers the rounding of z in p and d too, d changing by no larger a ratio than z's change. Norms are
-raised by it, kernel entries and P_j widened by it times both norms. eps takes in the rounding of the gradient; m_t and the cut
-are widened by theirs. The rounding of P_j itself (float32 products) is the caller's to bound.
+errs by at most `Rounding.form` relative to the H-norms, from the backward error of forming and factoring H
+times the condition number; that covers the rounding of z in p and d too, d changing by no larger a ratio than
+z's change. Norms are raised by it, kernel entries and P_j widened by it times both norms. eps takes in the
+rounding of the gradient; m_t and the cut are widened by theirs. The rounding of P_j itself (float32 products)
+is the caller's to bound.
 """
 
 from __future__ import annotations

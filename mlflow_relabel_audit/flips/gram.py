@@ -1,16 +1,18 @@
 """What relabelling at most k rows can do to each row, summed from the kernels for the certificate.
 
-With relabelling coefficients of sizes ``|a_i| <= load_i``, ``c_S = sum_{i in S} a_i x_i`` and ``M = H^-1/2 R H^-1/2``,
-the certificate (see `flips.certificate`) needs bounds, for every training row j and for all sets S of at most k rows, of
+With relabelling coefficients of sizes ``|a_i| <= load_i``, ``c_S = sum_{i in S} a_i x_i`` and ``M = H^-1/2 R
+H^-1/2``, the certificate (see `flips.certificate`) needs bounds, for every training row j and for all sets S of
+at most k rows, of
 
     reach_j     |x_j . H^-1 c_S|
     ahead_j     sum over i in S, i != j, of (a_i K'_ji)_+;     behind_j  the same of (-a_i K'_ji)_+
     pair_j      a share of j with c_S' H^-1 X'DX H^-1 c_S <= sum_{j in S} pair_j
     own_j       the positive and the negative part of a_j K'_jj
 
-with ``K = X H^-1 X'``, ``K^R = X H^-1 R H^-1 X'``, ``K' = K - 2 K^R``, ``K^D = K - K^R``. `NormSums` bounds them from norms of single rows by
-Cauchy-Schwarz; `GramSums` streams the n x n kernels once, in blocks of rows, and keeps sums of the
-largest entries of each row. Both add the rounding of ``solve``, at most ``rounding`` times both rows' norms.
+with ``K = X H^-1 X'``, ``K^R = X H^-1 R H^-1 X'``, ``K' = K - 2 K^R``, ``K^D = K - K^R``. `NormSums` bounds
+them from norms of single rows by Cauchy-Schwarz; `GramSums` streams the n x n kernels once, in blocks of rows,
+and keeps sums of the largest entries of each row. Both add the rounding of ``solve``, at most ``rounding``
+times both rows' norms.
 """
 
 from __future__ import annotations

@@ -20,7 +20,9 @@ from mlflow_relabel_audit.rows import Rows
 
 BUFFER_BYTES = 2**27
 MAX_BLOCK = 256
-FIRST_HEAD = 128
+FIRST_HEAD = 256
+SAMPLE = 512
+TINY = np.finfo(np.float32).tiny
 CHUNK_BYTES = 2**20
 CLOSE = 1e-5
 """Where a cumulative float32 influence is this near to its target, the sum is taken again in float64."""
@@ -211,9 +213,10 @@ def _rank_chunk(
     head = min(FIRST_HEAD, n)
     while pending.size:
         values = influence if len(pending) == len(influence) else influence[pending]
-        index, gains, counts = _heads(values, head)
+        floor = _floor(values, head)
+        index, gains, counts = _heads(values, floor)
         total = np.cumsum(gains, axis=1)
-        complete = counts < head if head < n else np.ones(len(pending), dtype=bool)
+        complete = floor <= TINY
         done = complete | (total[:, -1] >= need[pending]) if total.shape[1] else complete
         sizes, close = [], np.zeros(len(pending), dtype=bool)
         for wanted in (goal[pending, None], goal_paper[pending, None]):
@@ -231,20 +234,33 @@ def _rank_chunk(
     return [orders[t] for t in range(len(goal))], doubtful
 
 
-def _heads(values: FloatArray, head: int) -> tuple[IntArray, FloatArray, IntArray]:
-    """Positive entries of each row among its ``head`` largest, ties at the end included, largest first.
+def _floor(values: FloatArray, head: int) -> FloatArray:
+    """A value that about ``head`` entries of each row reach, read off a sample; the least positive one at the end.
+
+    Any floor gives an exact head of the order, whatever its length; a full selection would cost as much as the
+    product.
+    """
+    n = values.shape[1]
+    sample = values[:, :: max(1, n // SAMPLE)]
+    rank = -(-head * sample.shape[1] // n)
+    if head >= n or rank >= sample.shape[1]:
+        return np.full(len(values), TINY)
+    cut = sample.shape[1] - rank
+    return np.maximum(np.partition(sample, cut, axis=1)[:, cut], TINY)
+
+
+def _heads(values: FloatArray, floor: FloatArray) -> tuple[IntArray, FloatArray, IntArray]:
+    """Entries of each row that reach its floor, largest first.
 
     Returns indices and float64 values, shape (C, longest), padded with zeros, and how many there are in each row.
     Sorting (inverted bits of a positive float32, index) as one 64-bit number ranks equal values by position.
     """
     n = values.shape[1]
-    least = np.zeros((len(values), 1), dtype=np.float32)
-    if head < n:
-        least = np.partition(values, n - head, axis=1)[:, n - head, None]
-    inside = values >= np.maximum(least, np.finfo(np.float32).tiny)
+    inside = values >= floor[:, None]
     counts = inside.sum(axis=1)
-    who, index = np.nonzero(inside)
-    inverted = ~values[inside].view(np.uint32)
+    flat = np.flatnonzero(inside)
+    who, index = np.divmod(flat, n)
+    inverted = ~np.ravel(values)[flat].view(np.uint32)
     keys = np.full((len(values), int(counts.max(initial=0))), np.iinfo(np.uint64).max)
     place = np.arange(len(who)) - np.repeat(np.cumsum(counts) - counts, counts)
     keys[who, place] = (inverted.astype(np.uint64) << np.uint64(32)) | index.astype(np.uint64)
