@@ -83,9 +83,7 @@ def groups_of(frames: list[pd.DataFrame], attribute: str, rng: np.random.Generat
 def fit(name: str, train: pd.DataFrame, y: np.ndarray, group: bool) -> Any:
     columns = [*WORDS[name], *(["group"] if group else [])]
     encoder = OneHotEncoder(handle_unknown="ignore", min_frequency=5)
-    features = make_column_transformer(
-        (StandardScaler(), NUMBERS[name]), (encoder, columns), sparse_threshold=0
-    )
+    features = make_column_transformer((StandardScaler(), NUMBERS[name]), (encoder, columns), sparse_threshold=0)
     return make_pipeline(features, LogisticRegression(C=1 / L2[name], max_iter=3000, tol=1e-6)).fit(train, y)
 
 
@@ -133,12 +131,8 @@ def separation(folder: Path, case: Injection, seed: int, verify: bool) -> dict[s
     changed = np.zeros(len(y), dtype=bool)
     changed[rng.choice(pool, round(case.share * len(pool)), replace=False)] = True
     y[changed] = 1 - case.label
-    found, seconds = audit(
-        case.data, frames, groups, y, verify=verify, row_sets={"relabelled": changed}, seed=seed
-    )
-    rows = found.row_sets[
-        (found.row_sets["outcome"] == "misclassified") & (found.row_sets["eval_group"] != "(all)")
-    ]
+    found, seconds = audit(case.data, frames, groups, y, verify=verify, row_sets={"relabelled": changed}, seed=seed)
+    rows = found.row_sets[(found.row_sets["outcome"] == "misclassified") & (found.row_sets["eval_group"] != "(all)")]
     return {
         "data": case.data,
         "attribute": case.attribute,
@@ -224,9 +218,7 @@ def summarise(separations: list[dict[str, Any]], nulls: list[dict[str, Any]]) ->
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with the data sets")
     parser.add_argument("--quick", action="store_true", help="one seed of each injection, 20 of each null")
     parser.add_argument("--seeds", type=int, default=200, help="of each null")
@@ -237,9 +229,7 @@ def main(arguments: list[str] | None = None) -> int:
     seeds, repeats = (20, 1) if options.quick else (options.seeds, 3)
     warnings.simplefilter("ignore", ConvergenceWarning)
     there = {
-        name
-        for name in WORDS
-        if all((options.data / f"{name}_{part}.parquet").exists() for part in ("train", "test"))
+        name for name in WORDS if all((options.data / f"{name}_{part}.parquet").exists() for part in ("train", "test"))
     }
     if not there:
         raise SystemExit(

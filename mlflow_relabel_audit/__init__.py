@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mlflow_relabel_audit.audit import AuditResult, audit
     from mlflow_relabel_audit.auditor import Auditor
+    from mlflow_relabel_audit.autolog import autolog
     from mlflow_relabel_audit.errors import (
         DataMismatchError,
         RelabelAuditError,
@@ -33,6 +34,7 @@ __all__ = [
     "StoreError",
     "UnsupportedModelError",
     "audit",
+    "autolog",
 ]
 
 # Where each public name lives. They are imported when first asked for, so that `import mlflow_relabel_audit`
@@ -46,6 +48,7 @@ _HOMES = {
     "StoreError": "errors",
     "UnsupportedModelError": "errors",
     "audit": "audit",
+    "autolog": "autolog",
 }
 
 

@@ -168,9 +168,7 @@ def audit(
     with _workspace(output_dir) as (folder, target_dir):
         store = Store.connect(tracking_uri)
         resolved = tracking.resolve(store, run_id=run_id, model_uri=model_uri, model_name=model_name)
-        subject = tracking.prepare(
-            store, resolved, columns, folder, train_data, eval_data, threshold, target_dir
-        )
+        subject = tracking.prepare(store, resolved, columns, folder, train_data, eval_data, threshold, target_dir)
         subject = subject.sampled(max_predictions)
         claim, refused = None, None
         if log:
@@ -260,9 +258,7 @@ def contest(
     with _workspace(output_dir, whole=False) as (folder, target_dir):
         store = Store.connect(tracking_uri)
         resolved = tracking.resolve(store, run_id=run_id, model_uri=model_uri, model_name=model_name)
-        subject = tracking.prepare(
-            store, resolved, columns, folder, train_data, eval_data, threshold, target_dir
-        )
+        subject = tracking.prepare(store, resolved, columns, folder, train_data, eval_data, threshold, target_dir)
         subject = replace(subject, evaluation=subject.evaluation.row(row))
         rows = subject.evaluation
         with tracking.caught_warnings() as caught:
@@ -410,9 +406,7 @@ def _summary_stage(
     resolved = subject.resolved
     if resolved.run_id is not None and resolved.experiment_id is not None:
         paths = ["summary.md", *(item.path for item in tracking.artifacts(outputs))]
-        yield Note(
-            reports.description_block(context, resolved.experiment_id, resolved.run_id, paths, sentence)
-        )
+        yield Note(reports.description_block(context, resolved.experiment_id, resolved.run_id, paths, sentence))
     yield Tag("version", __version__)
     yield Tag("verdict", sentence)
 

@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 
-from mlflow_relabel_audit import __version__
+from mlflow_relabel_audit import __version__, inputs
 from mlflow_relabel_audit.analyses.bias import BiasResult, bias_audit
 from mlflow_relabel_audit.analyses.contest import ContestResult, contest
 from mlflow_relabel_audit.analyses.noise import NoiseResult, noise_audit
@@ -32,14 +31,16 @@ from mlflow_relabel_audit.curvature import (
     load_hessian,
     save_hessian,
 )
-from mlflow_relabel_audit.errors import RequestError, StaleCurvatureError
+from mlflow_relabel_audit.errors import StaleCurvatureError
 from mlflow_relabel_audit.flips.certificate import Certificate
 from mlflow_relabel_audit.flips.rankings import Ranking, rank
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect
 from mlflow_relabel_audit.flips.removal import removal_frame, removal_sets
 from mlflow_relabel_audit.flips.search import FlipSet
-from mlflow_relabel_audit.problem import FloatArray, as_matrix, read_problem, supervised_steps, unwrap
+from mlflow_relabel_audit.problem import read_problem, supervised_steps, unwrap
 from mlflow_relabel_audit.rows import Rows
+
+Hessian = Path | Callable[[str], Path | None]
 
 
 class Auditor:
@@ -61,7 +62,7 @@ class Auditor:
         names of the training rows in every table; positions by default.
     curvature : {"primal", "dual", "cg"}, optional
         force a form of the Hessian; the cheapest is chosen by default.
-    hessian : Path, optional
+    hessian : Path, or callable from a fingerprint to a Path or None, optional
         a folder with ``hessian.npz`` and ``hessian.json`` of an earlier audit of the same model and data; used
         where its fingerprint fits, else computed again (with a warning).
 
@@ -99,7 +100,7 @@ class Auditor:
         row_ids: Any = None,
         *,
         curvature: str | None = None,
-        hessian: Path | None = None,
+        hessian: Hessian | None = None,
     ) -> None:
         self.problem = read_problem(estimator, threshold=threshold)
         _, self._transformer = unwrap(estimator)
@@ -110,8 +111,8 @@ class Auditor:
                 UserWarning,
                 stacklevel=2,
             )
-        self.rows = self._training_rows(X_train, y_train, sample_weight)
-        self.row_ids = _ids(row_ids, self.rows.n, "training rows")
+        self.rows = inputs.training_rows(self.problem, self._transformer, X_train, y_train, sample_weight)
+        self.row_ids = inputs.row_ids(row_ids, self.rows.n, "training rows")
         self.hessian_cached = False
         self.point = self._stationary_point(curvature, hessian)
 
@@ -206,12 +207,12 @@ class Auditor:
         RobustnessResult
         """
         evaluation = self.evaluation_rows(X_eval)
-        labels = None if y_eval is None else self._evaluation_labels(y_eval, evaluation.n)
+        labels = None if y_eval is None else inputs.evaluation_labels(self.problem, y_eval, evaluation.n)
         return robustness(
             self.certified if certify else self.fitted,
             evaluation,
             labels,
-            row_ids=_ids(row_ids, evaluation.n, "evaluation rows"),
+            row_ids=inputs.row_ids(row_ids, evaluation.n, "evaluation rows"),
             verify=verify,
             search=search,
             progress=progress,
@@ -234,9 +235,7 @@ class Auditor:
         -------
         ContestResult
         """
-        evaluation = self.evaluation_rows(self._one_row(x))
-        if evaluation.n != 1:
-            raise RequestError(f"contest: got {evaluation.n} rows; pass one")
+        evaluation = self.evaluation_rows(inputs.one_row(x, self._transformer is not None))
         truth = None if label is None else self.problem.encode(np.asarray([label]))
         found = robustness(self.certified, evaluation, truth)
         row = found.predictions.iloc[0]
@@ -247,7 +246,7 @@ class Auditor:
             self.problem,
             self.rows,
             self.point,
-            self._dense(evaluation)[0],
+            inputs.only_row(evaluation),
             flip=flip,
             k_lower=row["k_lower"],
             k_paper=row["k_paper"],
@@ -261,9 +260,9 @@ class Auditor:
 
     def rank(self, x: Any, method: str = "ip-relabel", *, seed: int = 0) -> Ranking:
         """Rank the training rows for one prediction; see `flips.rankings.rank` for the methods."""
-        evaluation = self.evaluation_rows(self._one_row(x))
+        evaluation = self.evaluation_rows(inputs.one_row(x, self._transformer is not None))
         return rank(
-            self.problem, self.rows, self.point, self._dense(evaluation)[0], method=method, seed=seed,
+            self.problem, self.rows, self.point, inputs.only_row(evaluation), method=method, seed=seed,
             norms=self.fitted.row_norms,
         )  # fmt: skip
 
@@ -290,12 +289,10 @@ class Auditor:
             algorithm=algorithm, verify=verify, search=search, scale=scale,
         )  # fmt: skip
         return removal_frame(
-            sets, self.problem, row_ids=_ids(row_ids, evaluation.n, "evaluation rows"), train_ids=self.row_ids
+            sets, self.problem, row_ids=inputs.row_ids(row_ids, evaluation.n, "evaluation rows"), train_ids=self.row_ids
         )
 
-    def noise(
-        self, X_eval: Any = None, y_eval: Any = None, *, flip_sets: pd.DataFrame | None = None
-    ) -> NoiseResult:
+    def noise(self, X_eval: Any = None, y_eval: Any = None, *, flip_sets: pd.DataFrame | None = None) -> NoiseResult:
         """Which training labels are probably wrong, and how many.
 
         Parameters
@@ -315,9 +312,7 @@ class Auditor:
             features, labels = evaluation.features, self.problem.encode(y_eval)
         counts = None
         if flip_sets is not None:
-            counts = (
-                flip_sets["train_id"].value_counts().reindex(pd.Index(self.row_ids), fill_value=0).to_numpy()
-            )
+            counts = flip_sets["train_id"].value_counts().reindex(pd.Index(self.row_ids), fill_value=0).to_numpy()
         return noise_audit(
             self.problem, self.rows, self.point, features, labels, row_ids=self.row_ids, flip_counts=counts
         )
@@ -353,132 +348,28 @@ class Auditor:
         return bias_audit(
             result.predictions,
             result.flip_sets,
-            _groups(groups_train, self.row_ids, "training rows"),
+            inputs.group_frame(groups_train, self.row_ids, "training rows"),
             None
             if groups_eval is None
-            else _groups(groups_eval, result.predictions["row_id"], "evaluation rows"),
+            else inputs.group_frame(groups_eval, result.predictions["row_id"], "evaluation rows"),
             train_labels=np.asarray(self.problem.classes)[self.rows.y.astype(np.intp)],
             **options,
         )
 
-    # -- rows ------------------------------------------------------------------------------------------------
-
     def evaluation_rows(self, X: Any) -> Rows:
         """Rows to predict, through the transformer steps; labels unknown."""
-        if np.shape(X)[:1] == (0,):  # transformers refuse a table without rows
-            return Rows(
-                np.zeros((0, self.rows.features_in)),
-                np.zeros(0),
-                np.zeros(0),
-                intercept=self.problem.intercept,
-            )
-        features = self._transform(X)
-        if features.shape[1] != self.rows.features_in:
-            raise RequestError(
-                f"evaluation rows: got {features.shape[1]} features; the model takes {self.rows.features_in}"
-            )
-        count = features.shape[0]
-        return Rows(features, np.full(count, np.nan), np.ones(count), intercept=self.problem.intercept)
+        return inputs.evaluation_rows(self.problem, self._transformer, X)
 
-    def _transform(self, X: Any) -> Any:
-        if self._transformer is None:
-            return as_matrix(X)
-        try:
-            return as_matrix(self._transformer.transform(X))
-        except RequestError:
-            raise
-        except Exception as error:
-            detail = " ".join(str(error).split())
-            raise RequestError(
-                f"features: the model's preprocessing refused them ({detail}); pass rows as its fit took them"
-            ) from error
-
-    def _training_rows(self, X: Any, y: Any, sample_weight: Any) -> Rows:
-        features = self._transform(X)
-        labels = self.problem.encode(y)
-        n = features.shape[0]
-        expected = len(self.problem.theta) - int(self.problem.intercept)
-        if features.shape[1] != expected:
-            raise RequestError(
-                f"training rows: got {features.shape[1]} features; the model has {expected} coefficients"
-            )
-        if len(labels) != n:
-            raise RequestError(f"training rows: got {len(labels)} labels for {n} rows; pass one per row")
-        if len(np.unique(labels)) < 2:
-            raise RequestError(
-                f"training rows: got {n} labels of one class; pass the rows the model was trained on, both classes"
-            )
-        weight = np.ones(n) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
-        if weight.shape != (n,):
-            raise RequestError(f"sample weights: got shape {weight.shape} for {n} rows; pass one per row")
-        if not np.all(np.isfinite(weight)) or np.any(weight < 0) or not np.any(weight > 0):
-            raise RequestError(
-                "sample weights: got negative, infinite, missing or only zero ones; pass those given to fit"
-            )
-        return Rows(features, labels, weight, intercept=self.problem.intercept)
-
-    def _stationary_point(self, kind: str | None, hessian: Path | None) -> StationaryPoint:
-        if hessian is not None:
+    def _stationary_point(self, kind: str | None, hessian: Hessian | None) -> StationaryPoint:
+        folder = hessian(self.fingerprint) if callable(hessian) else hessian
+        if folder is not None:
             try:
-                stored = load_hessian(Path(hessian), self.fingerprint, self.problem, self.rows)
+                stored = load_hessian(Path(folder), self.fingerprint, self.problem, self.rows)
             except StaleCurvatureError as error:
                 warnings.warn(str(error), UserWarning, stacklevel=3)
             else:
                 if stored is not None:
-                    point = find_stationary_point(
-                        self.problem, self.rows, start=stored[0], curvature=stored[1]
-                    )
+                    point = find_stationary_point(self.problem, self.rows, start=stored[0], curvature=stored[1])
                     self.hessian_cached = point.curvature is stored[1]
                     return point
         return find_stationary_point(self.problem, self.rows, kind=kind)
-
-    def _evaluation_labels(self, y: Any, count: int) -> FloatArray:
-        values = pd.Series(y).reset_index(drop=True)
-        if len(values) != count:
-            raise RequestError(
-                f"evaluation rows: got {len(values)} labels for {count} rows; pass one per row"
-            )
-        out = np.full(count, np.nan)
-        known = values.notna().to_numpy()
-        if known.any():
-            out[known] = self.problem.encode(np.asarray(values[known].tolist()))
-        return out
-
-    def _one_row(self, x: Any) -> Any:
-        if isinstance(x, pd.Series) and self._transformer is not None and x.name is not None and len(x) > 1:
-            return x.to_frame().T.infer_objects()
-        if isinstance(x, str):
-            return [x]
-        if not sp.issparse(x) and not isinstance(x, pd.DataFrame) and np.ndim(x) == 1 and np.size(x) > 1:
-            return np.asarray(x)[None, :]
-        return x
-
-    @staticmethod
-    def _dense(rows: Rows) -> FloatArray:
-        taken = rows.take(np.arange(rows.n))
-        return np.asarray(taken.toarray() if rows.sparse else taken)
-
-
-def _ids(ids: Any, count: int, what: str) -> Any:
-    if ids is None:
-        return np.arange(count)
-    values = np.asarray(ids)
-    if values.shape != (count,):
-        raise RequestError(f"{what}: got {values.size} row ids for {count} rows; pass one per row")
-    if len(pd.unique(pd.Series(values))) != count:
-        raise RequestError(f"{what}: row ids repeat; pass ids that name each row once")
-    return values
-
-
-def _groups(groups: Any, ids: Any, what: str) -> pd.DataFrame:
-    if isinstance(groups, pd.DataFrame):
-        frame = groups
-    elif isinstance(groups, pd.Series):
-        frame = groups.to_frame(groups.name if groups.name is not None else "group")
-    else:
-        values = np.asarray(groups)
-        names = ["group"] if values.ndim == 1 else [f"group_{j}" for j in range(values.shape[1])]
-        frame = pd.DataFrame(values.reshape(len(values), -1), columns=names)
-    if len(frame) != len(ids):
-        raise RequestError(f"groups: got {len(frame)} values for {len(ids)} {what}; pass one per row")
-    return frame.set_axis(pd.Index(np.asarray(ids)), axis=0)

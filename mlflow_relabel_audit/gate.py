@@ -262,17 +262,17 @@ def read_policy(path: str | Path) -> tuple[Rule, ...]:
     except OSError as error:
         raise RequestError(f"{what}: cannot be read ({error.strerror}); check the path") from error
     except ValueError as error:  # both modules' TOMLDecodeError, and text that is not UTF-8
-        raise RequestError(f"{what}: not TOML ({error}); write [require] and lines like k_median = \">= 20\"") from error
+        raise RequestError(f'{what}: not TOML ({error}); write [require] and lines like k_median = ">= 20"') from error
     required = content.pop("require", None)
     if content:
         raise RequestError(f"{what}: does not know {', '.join(content)}; it takes one table, [require]")
     if not isinstance(required, dict) or not required:
-        raise RequestError(f"{what}: has no rule; write [require] and lines like k_median = \">= 20\"")
+        raise RequestError(f'{what}: has no rule; write [require] and lines like k_median = ">= 20"')
     rules = []
     for metric, bounds in required.items():
         for bound in bounds if isinstance(bounds, list) and bounds else [bounds]:
             if not isinstance(bound, str) or not _BOUND.fullmatch(bound):
-                raise RequestError(f"{what}: got {metric} = {bound!r}; write it like {metric} = \">= 20\"")
+                raise RequestError(f'{what}: got {metric} = {bound!r}; write it like {metric} = ">= 20"')
             rules.append(read_rule(f"{metric} {bound}"))
     return tuple(rules)
 
@@ -309,7 +309,9 @@ def _audited(resolved: ResolvedModel, options: Mapping[str, Any]) -> tuple[dict[
         result = audit(model_uri=uri, log=resolved.run_id is not None, **options)
     except RequestError as error:
         if options["train_data"] is None:
-            raise type(error)(f"{uri} has no stored audit of this model and threshold to judge it by; {error}") from error
+            raise type(error)(
+                f"{uri} has no stored audit of this model and threshold to judge it by; {error}"
+            ) from error
         raise
     return dict(result.summary), result.messages
 

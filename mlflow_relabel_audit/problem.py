@@ -198,9 +198,7 @@ def read_problem(estimator: Any, *, threshold: float = 0.5) -> Problem:
         scale = float(final.intercept_scaling)
         penalty = np.append(penalty, inverse_c / scale**2 if final.solver == "liblinear" else 0.0)
     if not np.all(np.isfinite(theta)):
-        raise UnsupportedModelError(
-            "model: its coefficients are not finite; refit it (scale the features, lower C)"
-        )
+        raise UnsupportedModelError("model: its coefficients are not finite; refit it (scale the features, lower C)")
     return Problem(
         theta=theta,
         penalty=penalty,
@@ -267,12 +265,8 @@ def as_matrix(features: Any) -> Any:
             ) from error
         stored = matrix
     if matrix.ndim != 2:
-        raise RequestError(
-            f"features: got {matrix.ndim} dimension(s); pass a table of shape (rows, features)"
-        )
+        raise RequestError(f"features: got {matrix.ndim} dimension(s); pass a table of shape (rows, features)")
     if not np.all(np.isfinite(stored)):
         bad = int(np.count_nonzero(~np.isfinite(stored)))
-        raise RequestError(
-            f"features: {bad} value(s) are NaN or infinite; impute or drop those rows before the model"
-        )
+        raise RequestError(f"features: {bad} value(s) are NaN or infinite; impute or drop those rows before the model")
     return matrix

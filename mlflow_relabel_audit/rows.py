@@ -68,9 +68,7 @@ class Rows:
         whether the model fits one; it is then the last of the p coordinates.
     """
 
-    def __init__(
-        self, features: Any, labels: FloatArray, base_weight: FloatArray, *, intercept: bool
-    ) -> None:
+    def __init__(self, features: Any, labels: FloatArray, base_weight: FloatArray, *, intercept: bool) -> None:
         self.sparse = bool(sp.issparse(features))
         if self.sparse:
             self.features = features if features.format == "csr" else features.tocsr()

@@ -160,9 +160,7 @@ def test_column_transformer_with_categories(server_store, tmp_path):
     noisy = frame["income"] + (frame["job"] == "cook") + random.normal(size=300)
     frame["label"] = np.where(noisy > 0.3, "yes", "no")
     frame.to_parquet(tmp_path / "train.parquet")
-    columns = ColumnTransformer(
-        [("numbers", StandardScaler(), ["income", "age"]), ("kinds", OneHotEncoder(), ["job"])]
-    )
+    columns = ColumnTransformer([("numbers", StandardScaler(), ["income", "age"]), ("kinds", OneHotEncoder(), ["job"])])
     features = ["income", "age", "job"]
     model = make_pipeline(columns, LogisticRegression())
     fit(model, frame, features, logisticregression__sample_weight=frame["weight"])
@@ -185,9 +183,7 @@ def test_text(server_store, tmp_path):
     random = np.random.default_rng(0)
     words = np.array(["good", "fine", "great", "bad", "poor", "awful", "film", "plot", "scene", "end"])
     texts = [" ".join(random.choice(words, 6)) for _ in range(200)]
-    positive = [
-        sum(word in text for word in words[:3]) > sum(word in text for word in words[3:6]) for text in texts
-    ]
+    positive = [sum(word in text for word in words[:3]) > sum(word in text for word in words[3:6]) for text in texts]
     frame = pd.DataFrame({"text": texts, "label": np.array(positive, dtype=int), "id": range(1000, 1200)})
     frame.to_csv(tmp_path / "train.csv", index=False)
     model = make_pipeline(TfidfVectorizer(), LogisticRegression()).fit(frame["text"], frame["label"])
@@ -235,9 +231,7 @@ def test_output_directory_alone(logged, tmp_path):
     assert again.hessian_cached
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
     (where / "manifest.json").unlink()
-    with pytest.raises(
-        RequestError, match="holds files that are not an audit's; pass a new or empty directory"
-    ):
+    with pytest.raises(RequestError, match="holds files that are not an audit's; pass a new or empty directory"):
         ask(run_id, folder, output_dir=where, log=False)
 
 
@@ -333,9 +327,7 @@ def test_wrong_rows_leave_the_run_untouched(logged, cancer, tmp_path, spoil, mes
 )
 def test_models_that_cannot_be_audited(server_store, cancer, model, message):
     folder, train, _, features, _ = cancer
-    run_id, _ = log_models(
-        model=fit(make_pipeline(StandardScaler(), model), train, features), example=train[features]
-    )
+    run_id, _ = log_models(model=fit(make_pipeline(StandardScaler(), model), train, features), example=train[features])
     with pytest.raises(UnsupportedModelError, match=message) as caught:
         ask(run_id, folder)
     assert "\n" not in str(caught.value)

@@ -19,14 +19,15 @@ LAYERS = (
     {"curvature"},
     {"flips"},
     {"analyses"},
+    {"inputs"},
     {"auditor"},
     {"tracking"},
     {"reports"},
-    {"audit"},
-    {"autolog", "cli", "demo", "evaluator", "gate", "provider"},
+    {"audit", "comparison"},
+    {"autolog", "cli", "corrected", "demo", "evaluator", "gate", "provider"},
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
-NUMERICAL = {"problem", "rows", "curvature", "flips", "analyses", "auditor"}
+NUMERICAL = {"problem", "rows", "curvature", "flips", "analyses", "inputs", "auditor"}
 MEETS_MLFLOW = {"tracking", *LAYERS[-1]}
 LONGEST = 450
 

@@ -53,8 +53,7 @@ CAUTIONS = (
     "Error rates by group differ where base rates differ, even for a calibrated model with right labels. "
     "Which gap matters (selection rate, false positive rate, false negative rate) depends on who is harmed "
     "by which error; they cannot all be closed at once.",
-    "Groups with few rows are shown as too small. They may still be treated unfairly; this audit cannot "
-    "tell.",
+    "Groups with few rows are shown as too small. They may still be treated unfairly; this audit cannot tell.",
     "The audit describes associations between groups, labels and decisions of this model. It does not "
     "establish discrimination in law, nor what would happen under another policy.",
 )
@@ -229,18 +228,14 @@ def _check(
     ):
         missing = [c for c in needed if c not in table.columns]
         if missing:
-            raise RequestError(
-                f"{name}: got no column {missing[0]!r}; pass the frame that robustness() returned"
-            )
+            raise RequestError(f"{name}: got no column {missing[0]!r}; pass the frame that robustness() returned")
     if len(predictions) == 0:
         raise RequestError("predictions: got 0 rows; audit at least one prediction")
     if predictions["row_id"].duplicated().any():
         twice = predictions.loc[predictions["row_id"].duplicated(), "row_id"].tolist()[0]
         raise RequestError(f"predictions: row_id {twice!r} occurs twice; pass one row per row id")
     if train_labels is None:
-        raise RequestError(
-            "train_labels: got none; pass the training rows' labels, one per row of groups_train"
-        )
+        raise RequestError("train_labels: got none; pass the training rows' labels, one per row of groups_train")
     if not 0.0 < alpha < 1.0:
         raise RequestError(f"alpha: got {alpha!r}; pass an error level between 0 and 1, such as 0.05")
     if min_group < 2:
@@ -266,8 +261,7 @@ def _aligned_labels(labels: Any, index: pd.Index[Any]) -> np.ndarray[Any, Any]:
     values = np.asarray(labels)
     if values.shape != (len(index),):
         raise RequestError(
-            f"train_labels: got shape {values.shape} beside {len(index)} rows of groups_train; pass one "
-            "label per row"
+            f"train_labels: got shape {values.shape} beside {len(index)} rows of groups_train; pass one label per row"
         )
     return values
 
@@ -296,9 +290,7 @@ def _outcomes(predictions: pd.DataFrame, classes: tuple[Any, Any]) -> dict[str, 
 
 def _summary(groups: pd.DataFrame, by_group: pd.DataFrame, findings: tuple[Finding, ...]) -> dict[str, float]:
     """Metrics; only what is finite."""
-    shown = groups[
-        (groups["status"] == "ok") & (groups["train_group"] != ALL) & (groups["train_label"] == ALL)
-    ]
+    shown = groups[(groups["status"] == "ok") & (groups["train_group"] != ALL) & (groups["train_label"] == ALL)]
     errors = shown.loc[(shown["outcome"] == "misclassified") & (shown["eval_group"] != ALL), "lift"]
     large = by_group[(by_group["status"] == "ok") & (by_group["group"] != ALL)]
     figures = {

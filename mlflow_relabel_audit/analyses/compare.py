@@ -103,9 +103,7 @@ def compare(results: Mapping[str, tuple[pd.DataFrame, Mapping[str, float]]]) -> 
     rows = [_pair(a, b, parts, counts, labels) for a, b in combinations(parts, 2)]
     pairs = pd.DataFrame(rows)
     pairs["p_adjusted"] = holm(pairs["sign_p"].to_numpy(dtype=np.float64))
-    metrics = pd.DataFrame(
-        {str(name): pd.Series(dict(s), dtype=np.float64) for name, (_, s) in results.items()}
-    )
+    metrics = pd.DataFrame({str(name): pd.Series(dict(s), dtype=np.float64) for name, (_, s) in results.items()})
     summary = {"shared_rows": float(len(shared)), "agree_share": float(shared["agree"].mean())}
     for name, k in counts.items():
         middle = median_interval(k[~np.isnan(k)], ALPHA)[0]
@@ -117,9 +115,7 @@ def compare(results: Mapping[str, tuple[pd.DataFrame, Mapping[str, float]]]) -> 
 def _indexed(name: str, predictions: pd.DataFrame) -> pd.DataFrame:
     missing = [c for c in NEEDED if c not in predictions.columns]
     if missing:
-        raise RequestError(
-            f"run {name}: predictions have no column {missing[0]!r}; pass those of a robustness audit"
-        )
+        raise RequestError(f"run {name}: predictions have no column {missing[0]!r}; pass those of a robustness audit")
     frame: pd.DataFrame = predictions.set_index("row_id", drop=False)
     if not frame.index.is_unique:
         twice = frame.index[frame.index.duplicated()].tolist()[0]
@@ -137,9 +133,7 @@ def _shared_ids(frames: Mapping[str, pd.DataFrame]) -> pd.Index[Any]:
     for name in names[1:]:
         shared &= index.isin(frames[name].index)
     if not shared.any():
-        sizes = ", ".join(
-            f"{name} has {len(frame)} (first: {_first(frame)})" for name, frame in frames.items()
-        )
+        sizes = ", ".join(f"{name} has {len(frame)} (first: {_first(frame)})" for name, frame in frames.items())
         raise RequestError(
             f"compare: no row id is in all runs; {sizes}; audit them on the same evaluation rows and ids"
         )
@@ -285,13 +279,9 @@ def _robust(row: pd.Series[Any]) -> Finding:
             if row["more_a"] > row["more_b"]
             else (b, a, row["more_b"], row["more_a"])
         )
-        text = (
-            f"{first} is more robust than {second}: it needs more labels in {more:,} rows, fewer in {less:,}"
-        )
+        text = f"{first} is more robust than {second}: it needs more labels in {more:,} rows, fewer in {less:,}"
         return Finding("C001", "info", f"{text}; k of {a} over k of {b}: {figures}.")
-    return Finding(
-        "C001", "info", f"{a} and {b} are about equally robust; k of {a} over k of {b}: {figures}."
-    )
+    return Finding("C001", "info", f"{a} and {b} are about equally robust; k of {a} over k of {b}: {figures}.")
 
 
 def _disagree(row: pd.Series[Any]) -> Finding:

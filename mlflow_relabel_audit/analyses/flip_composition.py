@@ -246,9 +246,7 @@ def _drivers(slices: list[_Slice], usage: Any, members: Any, attributes: list[At
                     "n_predictions": s.n,
                     "train_row": rows,
                     "train_group": [own.levels[c] for c in own.train[rows]] if own else ALL,
-                    "n_sets": np.asarray(
-                        members[np.flatnonzero(s.mask)][:, rows].sum(axis=0), dtype=np.int64
-                    ).ravel(),
+                    "n_sets": np.asarray(members[np.flatnonzero(s.mask)][:, rows].sum(axis=0), dtype=np.int64).ravel(),
                     "weight": weight,
                 }
             )

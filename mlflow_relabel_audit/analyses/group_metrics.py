@@ -54,9 +54,7 @@ def metrics_by_group(
             odds = probability / (1.0 - probability) * np.exp(-log_odds_shift)
         probability = np.where(np.isinf(odds), 1.0, odds / (1.0 + odds))
     k, source = flip_counts(predictions)
-    labels = (
-        predictions["label"] if "label" in predictions.columns else pd.Series(np.nan, index=predictions.index)
-    )
+    labels = predictions["label"] if "label" in predictions.columns else pd.Series(np.nan, index=predictions.index)
     known = labels.notna().to_numpy()
     positive = ((labels == classes[1]).fillna(False)).to_numpy(dtype=bool)
 
@@ -112,9 +110,7 @@ def flip_counts(predictions: pd.DataFrame) -> tuple[FloatArray, str]:
     estimate where nothing was verified.
     """
     source = "k"
-    if "k" not in predictions.columns or (
-        predictions["k"].isna().all() and "k_estimate" in predictions.columns
-    ):
+    if "k" not in predictions.columns or (predictions["k"].isna().all() and "k_estimate" in predictions.columns):
         source = "k_estimate"
     if source not in predictions.columns:
         return np.full(len(predictions), np.nan), source
@@ -125,9 +121,7 @@ def flip_counts(predictions: pd.DataFrame) -> tuple[FloatArray, str]:
     return k, source
 
 
-def _rates(
-    outcomes: Mapping[str, Any], mask: Any, seen: Any, positive: Any, alpha: float
-) -> dict[str, float]:
+def _rates(outcomes: Mapping[str, Any], mask: Any, seen: Any, positive: Any, alpha: float) -> dict[str, float]:
     """Rates with Wilson intervals; one without a denominator is left out."""
     counts = {"selection_rate": (int((mask & outcomes["predicted_positive"]).sum()), int(mask.sum()))}
     if "misclassified" in outcomes:

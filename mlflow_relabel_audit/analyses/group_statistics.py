@@ -81,9 +81,7 @@ def wilson(share: Any, n: Any, alpha: float) -> tuple[FloatArray, FloatArray]:
         centre = (share + z2 / (2.0 * n)) / (1.0 + z2 / n)
         half = np.sqrt(z2 * (share * (1.0 - share) / n + z2 / (4.0 * n**2))) / (1.0 + z2 / n)
     # At a share of 0 or 1 the end is the share itself; rounding must not put it beyond.
-    return np.minimum(np.maximum(centre - half, 0.0), share), np.maximum(
-        np.minimum(centre + half, 1.0), share
-    )
+    return np.minimum(np.maximum(centre - half, 0.0), share), np.maximum(np.minimum(centre + half, 1.0), share)
 
 
 def flip_set_shares(members: Any, slices: Any, categories: Any, alpha: float) -> Shares:
@@ -130,9 +128,7 @@ def flip_set_shares(members: Any, slices: Any, categories: Any, alpha: float) ->
     effective = np.divide(1.0, square_sum, out=np.zeros_like(square_sum), where=square_sum > 0)
     binomial = share * (1.0 - share)
     inner = (binomial > 1e-12) & (variance > 0.0)
-    rows = np.divide(
-        binomial, variance, out=np.repeat(effective[:, None], share.shape[1], axis=1), where=inner
-    )
+    rows = np.divide(binomial, variance, out=np.repeat(effective[:, None], share.shape[1], axis=1), where=inner)
     low, high = wilson(share, rows, alpha)
     used = usage.copy()
     used.data = np.ones_like(used.data)

@@ -131,9 +131,7 @@ def _attribute(
     counts = of_train.value_counts()
     extra = of_eval.value_counts()
     order = sorted({*counts.index, *extra.index}, key=lambda v: (-counts.get(v, 0), -extra.get(v, 0), v))
-    kept, rest = (
-        (order, []) if len(order) <= max_groups else (order[: max_groups - 1], order[max_groups - 1 :])
-    )
+    kept, rest = (order, []) if len(order) <= max_groups else (order[: max_groups - 1], order[max_groups - 1 :])
     levels = (*kept, f"{OTHER[:-1]}: {len(rest)} groups)") if rest else tuple(kept)
     index = pd.Index(kept)
 
@@ -168,9 +166,7 @@ def places_of(values: Any, ids: pd.Index[Any], what: str, where: str) -> IntArra
     return places
 
 
-def binary_classes(
-    predictions: pd.DataFrame, train_labels: Any, classes: tuple[Any, Any] | None
-) -> tuple[Any, Any]:
+def binary_classes(predictions: pd.DataFrame, train_labels: Any, classes: tuple[Any, Any] | None) -> tuple[Any, Any]:
     """Return the negative and the positive class, read off margins and predictions where they are not given.
 
     Raises

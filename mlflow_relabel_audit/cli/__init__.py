@@ -16,8 +16,10 @@ from mlflow_relabel_audit.errors import RelabelAuditError
 
 COMMANDS = {
     "audit": "How many labels, and which, each prediction rests on; reports go to the run.",
+    "compare": "Audited runs side by side: which is more robust, and where they disagree.",
     "contest": "One decision: the labels it rests on, and what each of them moves.",
     "gate": "A registered version held against rules on its audit: verdict, exit status, alias.",
+    "relabel": "Fit the same pipeline on reviewed labels, as a child run; both models compared.",
     "demo": "Train a model, log it to MLflow, audit it; needs nothing.",
 }
 INTERRUPTED = 130

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.option(
     "--model-uri", metavar="URI", required=True, help="The version to judge: models:/NAME/3 or models:/NAME@ALIAS."
 )
-@click.option("--require", metavar="RULE", multiple=True, help="'METRIC OP NUMBER', OP one of >= <= > < ==; repeatable.")
+@click.option("--require", metavar="RULE", multiple=True, help="'METRIC OP NUMBER', OP of >= <= > < ==; repeatable.")
 @click.option(
     "--policy",
     metavar="FILE",

@@ -19,9 +19,7 @@ class ConjugateCurvature:
 
     kind: ClassVar[str] = "cg"
 
-    def __init__(
-        self, rows: Rows, diagonal: FloatArray, penalty: FloatArray, condition: float = np.nan
-    ) -> None:
+    def __init__(self, rows: Rows, diagonal: FloatArray, penalty: FloatArray, condition: float = np.nan) -> None:
         self.p = rows.p
         self.condition = condition
         self._rows = rows

@@ -56,9 +56,7 @@ class DualCurvature:
         kernel = np.empty((rows.n, rows.n))
         for block in rows.blocks():
             if rows.sparse:
-                kernel[block.start : block.stop] = (
-                    block.features.multiply(inverse) @ rows.features.T
-                ).toarray()
+                kernel[block.start : block.stop] = (block.features.multiply(inverse) @ rows.features.T).toarray()
             else:
                 kernel[block.start : block.stop] = (block.features * inverse) @ rows.features.T
         if rows.intercept and penalty[-1] > 0:

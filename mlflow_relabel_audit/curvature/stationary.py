@@ -87,9 +87,7 @@ def row_weights(problem: Problem, rows: Rows) -> FloatArray:
     return rows.base_weight * np.where(rows.y > 0.5, by_class[1], by_class[0])
 
 
-def objective(
-    problem: Problem, rows: Rows, weight: FloatArray, theta: FloatArray, margin: FloatArray
-) -> float:
+def objective(problem: Problem, rows: Rows, weight: FloatArray, theta: FloatArray, margin: FloatArray) -> float:
     """F(theta), the sum of weighted log-losses plus half the penalty."""
     loss = np.logaddexp(0.0, margin) - rows.y * margin
     return float(weight @ loss + 0.5 * theta @ (problem.penalty * theta))
@@ -184,9 +182,7 @@ class _State:
         probability = sigmoid(margin)
         gradient = rows.pull(weight * (probability - rows.y)) + problem.penalty * theta
         diagonal = weight * probability * sigmoid(-margin)
-        return cls(
-            theta, margin, probability, diagonal, gradient, objective(problem, rows, weight, theta, margin)
-        )
+        return cls(theta, margin, probability, diagonal, gradient, objective(problem, rows, weight, theta, margin))
 
 
 def _minimise(

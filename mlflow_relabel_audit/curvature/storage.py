@@ -28,9 +28,7 @@ SIZE_LIMIT = 256 * 2**20
 ARRAYS, FACTS = "hessian.npz", "hessian.json"
 
 
-def save_hessian(
-    point: StationaryPoint, directory: Path, fingerprint: str, *, limit: int = SIZE_LIMIT
-) -> list[Path]:
+def save_hessian(point: StationaryPoint, directory: Path, fingerprint: str, *, limit: int = SIZE_LIMIT) -> list[Path]:
     """Write the minimiser and its curvature; returns the two paths.
 
     A factor above ``limit`` bytes is not stored: the file then holds the minimiser and the weights d, which is
@@ -61,9 +59,7 @@ def save_hessian(
         "condition": point.curvature.condition,
         "rows": len(point.diagonal),
         "coordinates": len(point.theta),
-        "note": "packed lower triangle, row by row"
-        if stored and kind != "cg"
-        else "weights for products with H",
+        "note": "packed lower triangle, row by row" if stored and kind != "cg" else "weights for products with H",
         "sha256": _digest(path),
     }
     described = directory / FACTS

@@ -44,9 +44,7 @@ def shrink(
         how often a set that shrank is tried again.
     """
     best = list(found)
-    candidates = [
-        t for t, item in enumerate(best) if item.status == VERIFIED and item.k > 1 and item.theta is not None
-    ]
+    candidates = [t for t, item in enumerate(best) if item.status == VERIFIED and item.k > 1 and item.theta is not None]
     for _ in range(rounds):
         if not candidates:
             break
@@ -90,9 +88,7 @@ def _rank_again(
     return orders
 
 
-def _solve_at(
-    searcher: VerifiedSearch, curvature: FloatArray, right: FloatArray, start: FloatArray
-) -> FloatArray:
+def _solve_at(searcher: VerifiedSearch, curvature: FloatArray, right: FloatArray, start: FloatArray) -> FloatArray:
     """Solve with each column's own Hessian by conjugate gradients, the cached factor as preconditioner."""
     rows, penalty = searcher.rows, searcher.problem.penalty[:, None]
     solve = searcher.point.curvature.solve
@@ -116,7 +112,5 @@ def _solve_at(
         residual -= step * turned
         conditioned = solve(residual)
         previous, rho = rho, np.einsum("ij,ij->j", residual, conditioned)
-        direction = (
-            conditioned + np.divide(rho, previous, out=np.zeros_like(rho), where=previous > 0) * direction
-        )
+        direction = conditioned + np.divide(rho, previous, out=np.zeros_like(rho), where=previous > 0) * direction
     return solution

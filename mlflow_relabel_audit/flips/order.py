@@ -118,9 +118,7 @@ def respond(rows: Rows, direction: FloatArray, out: FloatArray) -> FloatArray:
     return out
 
 
-def response_error(
-    rows: Rows, direction: FloatArray, square_norms: FloatArray
-) -> tuple[FloatArray, FloatArray]:
+def response_error(rows: Rows, direction: FloatArray, square_norms: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Bound the rounding of `respond`: ``|error_ti| <= scale_t row_i``, scale of shape (B,), row of shape (n,).
 
     A float32 sum of p products of rounded factors errs by at most (p + 3) 2^-24 of the product of the norms.
@@ -292,9 +290,7 @@ def _decide(
     ranked = ranked[gains[ranked] > 0]
     gains = gains[ranked]
     total = np.cumsum(gains)
-    return InfluenceOrder(
-        index[ranked], gains, order.complete, _crossing(total, goal), _crossing(total, goal_paper)
-    )
+    return InfluenceOrder(index[ranked], gains, order.complete, _crossing(total, goal), _crossing(total, goal_paper))
 
 
 def complete_order(

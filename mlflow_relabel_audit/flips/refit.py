@@ -156,9 +156,7 @@ class RefitBlock:
         response = np.abs(self.rows.margins(u))
         self._own[slot], self._reference[:, slot] = own, diagonal
         self.u[:, slot] = u
-        self.response[:, slot] = response * (
-            1.0 + 2.0**-22
-        )  # float32 may round down, the bound has to stay one
+        self.response[:, slot] = response * (1.0 + 2.0**-22)  # float32 may round down, the bound has to stay one
         self._target_norm[slot] = np.sqrt(max(float(self.targets[:, slot] @ u), 0.0))
         self._norm_max[slot] = own.row_norms(self.rows).max(initial=0.0)
         self.kappa[slot], self._q[slot], self._c[slot] = 1.0, 0.0, float(diagonal @ response**2)
@@ -208,9 +206,7 @@ class RefitBlock:
         else:
             self._evaluate(slots)
 
-    def _move_gradient(
-        self, index: IntArray, column: IntArray, amount: FloatArray, length: int = 8192
-    ) -> None:
+    def _move_gradient(self, index: IntArray, column: IntArray, amount: FloatArray, length: int = 8192) -> None:
         for start in range(0, len(index), length):
             part = slice(start, start + length)
             size = len(index[part])
@@ -241,9 +237,7 @@ class RefitBlock:
 
     # -- passes over the rows --------------------------------------------------------------------------------
 
-    def _residual(
-        self, part: slice, z: FloatArray, by_class: FloatArray, curvature: FloatArray
-    ) -> FloatArray:
+    def _residual(self, part: slice, z: FloatArray, by_class: FloatArray, curvature: FloatArray) -> FloatArray:
         """``s (sigma(z) - y)`` under each column's labels; fills ``curvature`` with ``s sigma(z) sigma(-z)``."""
         y, base = self.rows.y[part], self.rows.base_weight[part]
         weight = self.point.weight[part, None]
@@ -308,9 +302,7 @@ class RefitBlock:
         away = reference - curvature
         away *= response
         away *= away
-        with np.errstate(
-            over="ignore"
-        ):  # a row whose curvature is gone: nothing can be proved, and inf says so
+        with np.errstate(over="ignore"):  # a row whose curvature is gone: nothing can be proved, and inf says so
             np.divide(away, np.maximum(curvature, np.finfo(float).tiny), out=weighted)
         q += weighted.sum(axis=0)
 
@@ -320,9 +312,7 @@ class RefitBlock:
         """Solve the cached factor with the gradients of ``slots``; `prove` and `descend` read the result."""
         shared = np.array([slot for slot in slots if self._own[slot] is None], dtype=np.intp)
         if shared.size:
-            self._conditioned[:, shared] = self.point.curvature.solve(
-                np.ascontiguousarray(self.gradient[:, shared])
-            )
+            self._conditioned[:, shared] = self.point.curvature.solve(np.ascontiguousarray(self.gradient[:, shared]))
         for slot in slots:
             own = self._own[slot]
             if own is not None:

@@ -311,9 +311,7 @@ class VerifiedSearch:
         """Move a column to k, inside its bracket, growing its order where k outruns it."""
         if k > column.reach and column.high is None and not column.order.complete:
             t = column.t
-            whole = complete_order(
-                self.rows, self.effect, block.direction[:, t], float(block.toward[t]), column.order
-            )
+            whole = complete_order(self.rows, self.effect, block.direction[:, t], float(block.toward[t]), column.order)
             column.take(whole)
         column.k = int(np.clip(k, column.low + 1, max(column.reach, column.low + 1)))
 

@@ -143,9 +143,7 @@ def from_table(
     }
     for role, name in named.items():
         if name is not None and name not in frame.columns and (training or role == "weight"):
-            raise RequestError(
-                f"{what}: no {role.split()[0]} column {name!r}; its columns are {some(frame.columns)}"
-            )
+            raise RequestError(f"{what}: no {role.split()[0]} column {name!r}; its columns are {some(frame.columns)}")
     y = _labels(frame, model, columns, what=what, training=training, messages=messages)
     ids = _row_ids(frame, columns.row_id, what, messages)
     weight = _weights(frame, columns.weight, what) if training else None
@@ -170,9 +168,7 @@ def _labels(
         if not training:
             messages.append(f"{what}: no target column named, so its labels are unknown")
             return None
-        raise RequestError(
-            f"{what}: name the column of labels with --target; its columns are {some(frame.columns)}"
-        )
+        raise RequestError(f"{what}: name the column of labels with --target; its columns are {some(frame.columns)}")
     if target not in frame.columns:
         if not training:
             messages.append(f"{what}: has no column {target!r}, so its labels are unknown")
@@ -182,8 +178,7 @@ def _labels(
     missing = int(values.isna().sum())
     if missing:
         raise RequestError(
-            f"{what}: {missing} of {len(frame)} labels in {target!r} are missing; drop those rows or "
-            "label them"
+            f"{what}: {missing} of {len(frame)} labels in {target!r} are missing; drop those rows or label them"
         )
     labels = _as_classes(values, _classes(model.estimator), f"{what}: target {target!r}", messages)
     if training and len(pd.unique(labels)) < 2:
@@ -208,9 +203,7 @@ def _as_classes(values: pd.Series, classes: list[Any] | None, what: str, message
     by_text = {str(label): label for label in classes}
     text = values.map(str)
     if text.isin(list(by_text)).all():
-        messages.append(
-            f"{what}: labels read as {values.dtype}, matched to the model's classes by their text"
-        )
+        messages.append(f"{what}: labels read as {values.dtype}, matched to the model's classes by their text")
         return np.array([by_text[label] for label in text], dtype=np.asarray(classes).dtype)
     unknown = [value for value in pd.unique(labels) if value not in classes]
     raise RequestError(
@@ -227,14 +220,10 @@ def _row_ids(frame: pd.DataFrame, name: str | None, what: str, messages: list[st
         return np.arange(len(frame))
     ids = frame[name]
     if ids.isna().any():
-        raise RequestError(
-            f"{what}: {int(ids.isna().sum())} ids in {name!r} are missing; fill them or drop the flag"
-        )
+        raise RequestError(f"{what}: {int(ids.isna().sum())} ids in {name!r} are missing; fill them or drop the flag")
     if not ids.is_unique:
         twice = ids[ids.duplicated()].unique().tolist()
-        raise RequestError(
-            f"{what}: ids in {name!r} are not unique ({some(twice, 3)}); pass a column that is"
-        )
+        raise RequestError(f"{what}: ids in {name!r} are not unique ({some(twice, 3)}); pass a column that is")
     return ids.to_numpy()
 
 
@@ -247,9 +236,7 @@ def _weights(frame: pd.DataFrame, name: str | None, what: str) -> Any:
         raise RequestError(f"{what}: weights in {name!r} are not numbers ({one_line(error)})") from error
     bad = int(np.count_nonzero(~np.isfinite(weight) | (weight < 0)))
     if bad:
-        raise RequestError(
-            f"{what}: {bad} weights in {name!r} are missing, infinite or negative; correct those rows"
-        )
+        raise RequestError(f"{what}: {bad} weights in {name!r} are missing, infinite or negative; correct those rows")
     return weight
 
 
@@ -292,8 +279,7 @@ def _text(frame: pd.DataFrame, model: LoadedModel, reserved: set[str], what: str
     text: pd.Series = frame[candidates[0]]
     if text.isna().any():
         raise RequestError(
-            f"{what}: {int(text.isna().sum())} texts in {candidates[0]!r} are missing; drop those "
-            "rows or fill them"
+            f"{what}: {int(text.isna().sum())} texts in {candidates[0]!r} are missing; drop those rows or fill them"
         )
     return text
 

@@ -146,11 +146,7 @@ def _source_uri(item: DatasetInput, directory: Path) -> str:
         uri = getattr(source, "uri", None) or getattr(source, "url", None)
         loaded = str(uri) if uri else source.load(str(directory))
     except Exception as error:
-        raise StoreError(
-            f"dataset {name!r} ({kind} source): cannot be read again ({one_line(error)})"
-        ) from error
+        raise StoreError(f"dataset {name!r} ({kind} source): cannot be read again ({one_line(error)})") from error
     if not isinstance(loaded, str):
-        raise RequestError(
-            f"dataset {name!r} ({kind} source): holds a {type(loaded).__name__}, not parquet or csv"
-        )
+        raise RequestError(f"dataset {name!r} ({kind} source): holds a {type(loaded).__name__}, not parquet or csv")
     return loaded

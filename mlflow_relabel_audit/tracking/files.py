@@ -68,9 +68,7 @@ def file_name(row_id: Any) -> str:
     return f"{name or 'row'}-{sha256(str(row_id).encode()).hexdigest()[:8]}"
 
 
-def location(
-    store: Store, resolved: ResolvedModel, path: str, *, output_dir: Path | None, logged: bool
-) -> str:
+def location(store: Store, resolved: ResolvedModel, path: str, *, output_dir: Path | None, logged: bool) -> str:
     """Where a reader finds the page ``path``."""
     if not logged:
         return str(output_dir / path) if output_dir is not None else "not kept"

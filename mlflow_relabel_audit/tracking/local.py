@@ -63,8 +63,7 @@ def write_directory(artifacts: Iterable[Artifact], manifest: Manifest, output_di
             raise
     except OSError as error:
         raise StoreError(
-            f"output directory {target}: cannot be written ({one_line(error)}); free some space or "
-            "pass another one"
+            f"output directory {target}: cannot be written ({one_line(error)}); free some space or pass another one"
         ) from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)

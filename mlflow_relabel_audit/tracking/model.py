@@ -54,15 +54,12 @@ def load_model(store: Store, resolved: ResolvedModel, directory: Path) -> Loaded
     try:
         description = Model.load(str(folder))
     except Exception as error:
-        raise StoreError(
-            f"{what}: its MLmodel file cannot be read ({one_line(error)}); log the model again"
-        ) from error
+        raise StoreError(f"{what}: its MLmodel file cannot be read ({one_line(error)}); log the model again") from error
     flavor = description.flavors.get("sklearn")
     if flavor is None:
         kinds = ", ".join(sorted(set(description.flavors) - {"python_function"})) or "python_function"
         raise UnsupportedModelError(
-            f"{what}: its flavor is {kinds}; this audit takes a scikit-learn model logged with "
-            "mlflow.sklearn.log_model"
+            f"{what}: its flavor is {kinds}; this audit takes a scikit-learn model logged with mlflow.sklearn.log_model"
         )
     stored_as = str(flavor.get("serialization_format", "pickle"))
     messages = [f"model stored as {stored_as}"]
@@ -72,9 +69,7 @@ def load_model(store: Store, resolved: ResolvedModel, directory: Path) -> Loaded
     try:
         estimator = mlflow.sklearn.load_model(str(folder))
     except MlflowException as error:
-        raise RequestError(
-            f"{what} (stored as {stored_as}): MLflow does not load it ({one_line(error)})"
-        ) from error
+        raise RequestError(f"{what} (stored as {stored_as}): MLflow does not load it ({one_line(error)})") from error
     except Exception as error:
         raise RequestError(
             f"{what} (stored as {stored_as}, scikit-learn {trained_with}): cannot be loaded here "

@@ -77,8 +77,7 @@ def resolve(
         found = _from_uri(store, model_uri)
         if found.run_id != run_id:
             raise RequestError(
-                f"model URI {redact(model_uri)} belongs to run {found.run_id}, not to run {run_id}; "
-                "pass one of the two"
+                f"model URI {redact(model_uri)} belongs to run {found.run_id}, not to run {run_id}; pass one of the two"
             )
         return found
     if model_uri:
@@ -98,9 +97,7 @@ def _from_uri(store: Store, uri: str) -> ResolvedModel:
     raise RequestError(f"model URI {redact(uri)!r}: not a form this reads; pass {_URI_FORMS}")
 
 
-def _from_registry(
-    store: Store, name: str, version: str | None, alias: str | None, uri: str
-) -> ResolvedModel:
+def _from_registry(store: Store, name: str, version: str | None, alias: str | None, uri: str) -> ResolvedModel:
     what = f"registered model {redact(uri)}"
     missing = f"{what}: there is none at {store.shown_uri}; check the name and the version or alias"
     with failures(what, missing=missing):
@@ -152,7 +149,8 @@ def _from_logged(store: Store, model: LoggedModel, uri: str | None = None, **nam
 def _from_run(store: Store, run: Run, name: str | None, uri: str | None = None) -> ResolvedModel:
     outputs = run.outputs.model_outputs if run.outputs is not None else []
     ids = dict.fromkeys(output.model_id for output in outputs)  # one model may be an output of several steps
-    models = [_logged(store, model_id) for model_id in ids]
+    # in a fixed order: a run lists its outputs in any
+    models = sorted((_logged(store, model_id) for model_id in ids), key=lambda model: (model.name, model.model_id))
     if not models:
         return _from_legacy_run(run, name, uri)
     listed = ", ".join(f"{model.name} ({model.model_id})" for model in models)
@@ -162,8 +160,7 @@ def _from_run(store: Store, run: Run, name: str | None, uri: str | None = None) 
             raise RequestError(f"run {run.info.run_id}: has no model named {name!r}; it has {listed}")
     if len(models) > 1:
         raise RequestError(
-            f"run {run.info.run_id}: has {len(models)} models; say which with --model-name NAME (or "
-            f"the id): {listed}"
+            f"run {run.info.run_id}: has {len(models)} models; say which with --model-name NAME (or the id): {listed}"
         )
     return _from_logged(store, models[0], uri)
 
@@ -182,8 +179,6 @@ def _from_legacy_run(run: Run, name: str | None, uri: str | None) -> ResolvedMod
             "or pass --model-uri"
         )
     if len(paths) > 1 or (name is not None and name not in paths):
-        raise RequestError(
-            f"run {run_id}: say which of its models with --model-name NAME: {', '.join(paths)}"
-        )
+        raise RequestError(f"run {run_id}: say which of its models with --model-name NAME: {', '.join(paths)}")
     location = f"{str(run.info.artifact_uri).rstrip('/')}/{paths[0]}"
     return ResolvedModel(run, None, uri or f"runs:/{run_id}/{paths[0]}", paths[0], location)

@@ -73,9 +73,7 @@ def _newest_first(store: Store, run_id: str, directory: Path) -> list[tuple[str,
     return sorted(known, key=lambda item: -item[1].generation)  # stable: of equals the usual place
 
 
-def _verified(
-    store: Store, run_id: str, manifest: Manifest, path: str, directory: Path, below: str
-) -> Path | None:
+def _verified(store: Store, run_id: str, manifest: Manifest, path: str, directory: Path, below: str) -> Path | None:
     # A staged audit holds only what differs from the one it replaces; the rest is under its usual name.
     for place in (below, "") if below else ("",):
         target = directory / "stored" / (place or "current")

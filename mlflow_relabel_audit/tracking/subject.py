@@ -98,9 +98,7 @@ def prepare(
         (folder / name).mkdir()
     model = load_model(store, resolved, folder / "model")
     training = read_training(store, resolved, model, columns, folder / "rows", train_data)
-    evaluation, on_training = read_evaluation(
-        store, resolved, model, columns, folder / "rows", training, eval_data
-    )
+    evaluation, on_training = read_evaluation(store, resolved, model, columns, folder / "rows", training, eval_data)
     earlier = fetch_hessian(store, resolved.run_id, folder / "earlier") if resolved.run_id else None
     if earlier is None and output_dir is not None and all((output_dir / name).is_file() for name in HESSIAN):
         earlier = output_dir

@@ -51,15 +51,11 @@ def read_table(store: Store, uri: str, directory: Path, what: str) -> pd.DataFra
     except RequestError:
         raise
     except Exception as error:
-        raise RequestError(
-            f"{shown}: cannot be read ({one_line(error)}); write it again as parquet or csv"
-        ) from error
+        raise RequestError(f"{shown}: cannot be read ({one_line(error)}); write it again as parquet or csv") from error
     if any(level is not None for level in frame.index.names):
         frame = frame.reset_index()  # a named index is a column to whoever saved the frame
     if frame.empty:
-        raise RequestError(
-            f"{shown}: got {len(frame)} rows and {frame.shape[1]} columns; pass a table with rows"
-        )
+        raise RequestError(f"{shown}: got {len(frame)} rows and {frame.shape[1]} columns; pass a table with rows")
     if not frame.columns.is_unique:
         twice = frame.columns[frame.columns.duplicated()].unique().tolist()
         raise RequestError(f"{shown}: column names appear twice ({some(twice)}); rename or drop one of each")
@@ -73,9 +69,7 @@ def _local(store: Store, uri: str, directory: Path, what: str) -> Path:
     if len(parts.scheme) <= 1 or parts.scheme == "file":
         path = Path(unquote(parts.path) if parts.scheme == "file" else uri).expanduser()
         if not path.exists():
-            raise RequestError(
-                f"{what} {redact(uri)}: no such file; check the path (working directory {Path.cwd()})"
-            )
+            raise RequestError(f"{what} {redact(uri)}: no such file; check the path (working directory {Path.cwd()})")
         return path
     if parts.scheme in ("http", "https"):
         from mlflow.data.http_dataset_source import HTTPDatasetSource

@@ -88,9 +88,7 @@ def begin(store: Store, resolved: ResolvedModel) -> Claim:
     return Claim(run, resolved.model_id, audit_id, previous, leftovers)
 
 
-def begin_unless_refused(
-    store: Store, resolved: ResolvedModel, *, local: bool
-) -> tuple[Claim | None, str | None]:
+def begin_unless_refused(store: Store, resolved: ResolvedModel, *, local: bool) -> tuple[Claim | None, str | None]:
     """`begin`, or why not: a user who may only read is served by a local directory, where there is one."""
     try:
         return begin(store, resolved), None
@@ -248,9 +246,7 @@ def _tidy(store: Store, claim: Claim, manifest: Manifest) -> None:
     store.discard(claim.run, f"{FOLDER}/{STAGING}")
 
 
-def _log_values(
-    store: Store, claim: Claim, outputs: Sequence[Output], dataset: tuple[str, str] | None
-) -> None:
+def _log_values(store: Store, claim: Claim, outputs: Sequence[Output], dataset: tuple[str, str] | None) -> None:
     now = int(time.time() * 1000)
     name, digest = dataset or (None, None)
     metrics = [
@@ -293,7 +289,5 @@ def _known_values(store: Store, claim: Claim, run: Run) -> dict[tuple[str, str |
     if claim.model_id is None:
         return {(key, None): value for key, value in run.data.metrics.items()}
     logged = store.client.get_logged_model(claim.model_id).metrics or []
-    ordered = sorted(
-        (item for item in logged if item.run_id == claim.run_id), key=lambda item: item.timestamp
-    )
+    ordered = sorted((item for item in logged if item.run_id == claim.run_id), key=lambda item: item.timestamp)
     return {(item.key, item.dataset_name): item.value for item in ordered}

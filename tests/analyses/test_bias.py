@@ -37,9 +37,7 @@ def flip_sets(sets, ids=None):
 def random_case(seed, predicted=60, train=80):
     rng = np.random.default_rng(seed)
     y = rng.integers(0, 2, train)
-    table = predictions(
-        rng.normal(size=predicted), rng.integers(0, 2, predicted), rng.integers(1, 9, predicted)
-    )
+    table = predictions(rng.normal(size=predicted), rng.integers(0, 2, predicted), rng.integers(1, 9, predicted))
     sets = flip_sets([rng.choice(train, 5, replace=False) for _ in range(predicted)])
     groups = pd.DataFrame({"sex": rng.choice(["f", "m", None], train), "old": rng.random(train) < 0.5})
     groups_eval = pd.DataFrame({"sex": rng.choice(["f", "m"], predicted), "old": rng.random(predicted) < 0.5})
@@ -128,7 +126,7 @@ def test_order_and_names_do_not_matter(seed):
     turn = rng.permutation(len(y))
     again = bias_audit(
         table.assign(row_id=rows).sample(frac=1.0, random_state=1),
-        pd.concat([sets, sets]).assign(
+        pd.concat([sets, sets.iloc[:77]]).assign(
             row_id=lambda f: rows[f["row_id"]], train_id=lambda f: names[f["train_id"]]
         ),
         groups.set_axis(names).iloc[turn],
@@ -138,9 +136,7 @@ def test_order_and_names_do_not_matter(seed):
     )
     random = ["p_value", "p_adjusted"]
     keys = ["attribute", "eval_group", "outcome", "train_group", "train_label"]
-    one, two = (
-        f.groups.drop(columns=random).sort_values(keys).reset_index(drop=True) for f in (first, again)
-    )
+    one, two = (f.groups.drop(columns=random).sort_values(keys).reset_index(drop=True) for f in (first, again))
     pd.testing.assert_frame_equal(one, two)
     pd.testing.assert_frame_equal(first.by_group_k, again.by_group_k)
     assert first.summary == pytest.approx(again.summary)
@@ -193,9 +189,7 @@ def test_k_by_group():
     table.loc[79, "status"] = "not_flippable"
     sets = flip_sets([[0, 1]] * 80)
     groups_eval = pd.DataFrame({"g": ["a"] * 40 + ["b"] * 40})
-    found = bias_audit(
-        table, sets, pd.DataFrame({"g": ["a", "b", "b"]}), groups_eval, [0, 1, 1], permutations=99
-    )
+    found = bias_audit(table, sets, pd.DataFrame({"g": ["a", "b", "b"]}), groups_eval, [0, 1, 1], permutations=99)
     by = found.by_group_k.set_index("group")
     assert by.loc["a", ["k_median", "k_median_low", "k_median_high", "n_k"]].tolist() == [2, 2, 2, 40]
     assert by.loc["b", "k_median"] == 20
@@ -313,6 +307,23 @@ def test_class_weights_are_taken_off_the_probabilities():
     assert shifted["predicted_rate"].iloc[0] == pytest.approx(expected.mean())
 
 
+def test_certain_but_small_differences_are_no_alarm():
+    rng = np.random.default_rng(0)
+    margin = rng.normal(0, 1, 20_000)
+    rate = 1 / (1 + np.exp(-margin))
+    groups = np.repeat(["a", "b"], 10_000)
+    table = predictions(margin, (rng.random(20_000) < rate - 0.03 * (groups == "a")).astype(int))
+    sets = flip_sets(rng.integers(0, 10_000, (20_000, 3)) + np.where(groups == "a", 0, 10_000)[:, None])
+    found = bias_audit(table, sets, groups, groups, np.tile([0, 1], 10_000), permutations=19)
+    gap = found.by_group_k.set_index("group").loc["a"]
+    assert gap["excess_p_adjusted"] < 1e-3
+    assert -0.05 < gap["excess"] < -0.02
+    cell = found.groups.set_index(["eval_group", "outcome", "train_group", "train_label"])
+    assert cell.loc[("a", "false_positive", "a", "1"), "p_adjusted"] <= 0.05
+    assert cell.loc[("a", "false_positive", "a", "1"), "lift"] > 1.25
+    assert found.summary["bias_alarms"] == 0
+
+
 def test_cautions_are_sentences():
     assert len(CAUTIONS) >= 5
     assert all(c.endswith(".") and c[0].isupper() and '"' not in c for c in CAUTIONS)
@@ -368,9 +379,7 @@ def first_order(model, X, y, X_eval, y_eval):
     margin = B @ theta
     gain = -np.sign(margin)[:, None] * (np.linalg.solve(H, B.T).T @ A.T) * (1 - 2 * y)
     order = np.argsort(-gain, axis=1)
-    k = (np.cumsum(np.take_along_axis(gain, order, axis=1), axis=1) <= np.abs(margin)[:, None]).sum(
-        axis=1
-    ) + 1
+    k = (np.cumsum(np.take_along_axis(gain, order, axis=1), axis=1) <= np.abs(margin)[:, None]).sum(axis=1) + 1
     k = np.minimum(k, len(y))
     return predictions(margin, y_eval, k), flip_sets([order[t, : k[t]] for t in range(len(k))])
 

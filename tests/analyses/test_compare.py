@@ -22,9 +22,7 @@ def run(k, predicted=None, label=None, ids=None, **columns):
 
 def test_by_hand():
     a = run([4, 6, 9, 2], ["y", "y", "n", "n"], ["y", "y", "n", "y"], ids=["p", "q", "r", "s"])
-    b = run(
-        [3, 3, 9, 8, 7], ["y", "n", "n", "y", "y"], ["n", "y", "y", "n", "y"], ids=["t", "p", "q", "r", "s"]
-    )
+    b = run([3, 3, 9, 8, 7], ["y", "n", "n", "y", "y"], ["n", "y", "y", "n", "y"], ids=["t", "p", "q", "r", "s"])
     found = compare({"first": a, "second": b})
     assert found.shared["row_id"].tolist() == ["p", "q", "r", "s"]
     assert found.shared["k_first"].tolist() == [4, 6, 9, 2]
@@ -102,12 +100,8 @@ def test_wilcoxon_against_scipy():
 def test_level_of_the_sign_test():
     """Two models of the same robustness are told apart in at most 5 % of comparisons."""
     rng = np.random.default_rng(0)
-    told = [
-        compare({"a": run(rng.integers(1, 99, 40)), "b": run(rng.integers(1, 99, 40))}) for _ in range(200)
-    ]
-    assert np.mean(["is more robust" in c.findings[0].message for c in told]) <= 0.05 + 3 * np.sqrt(
-        0.05 * 0.95 / 200
-    )
+    told = [compare({"a": run(rng.integers(1, 99, 40)), "b": run(rng.integers(1, 99, 40))}) for _ in range(200)]
+    assert np.mean(["is more robust" in c.findings[0].message for c in told]) <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 200)
 
 
 def test_rows_that_nothing_flips_or_nobody_verified():

@@ -138,7 +138,7 @@ class TestAgainstTheSearch:
             {"C": 0.1, "weighted": True, "threshold": 0.3},
             {"C": 0.05, "class_weight": {0: 1.0, 1: 2.5}},
             {"C": 0.1, "sparse": True},
-            {"C": 0.5, "kind": "cg", "sparse": True},
+            {"C": 0.01, "kind": "cg", "sparse": True},
             {"C": 0.5, "kind": "dual"},
             {"C": np.inf},
         ],

@@ -157,9 +157,7 @@ def test_text_is_one_column():
     fitted = loaded(make_pipeline(CountVectorizer(), LogisticRegression()).fit(frame["text"], frame["label"]))
     assert table(frame, fitted).X.tolist() == frame["text"].tolist()
     two = frame.assign(title="x")
-    with pytest.raises(
-        RequestError, match=r"one column of text, the table has 2 .*\(text, title\); keep one"
-    ):
+    with pytest.raises(RequestError, match=r"one column of text, the table has 2 .*\(text, title\); keep one"):
         table(two, fitted)
     signed = LoadedModel(fitted.estimator, ("text",), ())
     assert table(two, signed).X.name == "text"
@@ -242,17 +240,13 @@ def training(store, run_id, model, tmp_path, columns=LABEL, **kwargs):
 def test_dataset_input(logged_input, model, tmp_path, context):
     store, run_id, log = logged_input
     log("autologged", "train")
-    with pytest.raises(
-        RequestError, match=r"'autologged' was logged without a source .*CodeDatasetSource.*--train"
-    ):
+    with pytest.raises(RequestError, match=r"'autologged' was logged without a source .*CodeDatasetSource.*--train"):
         training(store, run_id, model, tmp_path)
     log("rows", context, tmp_path / "rows.parquet")
     rows = training(store, run_id, model, tmp_path)
     assert rows.source.startswith("dataset rows of the run (")
     assert rows.dataset[0] == "rows"
-    with pytest.raises(
-        RequestError, match=r"\(the run's dataset 'rows'\): name the column of labels with --target"
-    ):
+    with pytest.raises(RequestError, match=r"\(the run's dataset 'rows'\): name the column of labels with --target"):
         training(store, run_id, model, tmp_path, Columns())
     (tmp_path / "rows.parquet").unlink()
     with pytest.raises(RequestError, match=r"no such file.*; pass the rows with --train-data"):
@@ -280,9 +274,7 @@ def test_snapshot_gives_back_what_was_fitted(store, tmp_path, X):
     ids = [f"r{i}" for i in range(60)]
     weights = np.arange(60.0)
     labels = np.array(["no", "yes"])[FRAME["label"]]
-    for file in snapshot.save(
-        tmp_path / "kept", X, labels, model_id="m-1", sample_weight=weights, row_ids=ids
-    ):
+    for file in snapshot.save(tmp_path / "kept", X, labels, model_id="m-1", sample_weight=weights, row_ids=ids):
         store.client.log_artifact(run_id, str(file), snapshot.DATA_FOLDER)
     rows = snapshot.read(store, run_id, "m-1", tmp_path)
     assert type(rows.X) is type(X)
@@ -317,7 +309,5 @@ def test_evaluation_rows(logged_input, model, tmp_path):
 
 
 def test_no_source_at_all(store, model, tmp_path):
-    with pytest.raises(
-        RequestError, match=r"names no training dataset; pass the rows with --train-data FILE"
-    ):
+    with pytest.raises(RequestError, match=r"names no training dataset; pass the rows with --train-data FILE"):
         read_training(store, NOWHERE, model, LABEL, tmp_path)

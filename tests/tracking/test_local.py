@@ -39,9 +39,7 @@ def test_refuses_a_directory_of_other_things(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("years")
     files, manifest = parcel(tmp_path / "new", "new")
-    with pytest.raises(
-        RequestError, match="holds files that are not an audit's; pass a new or empty directory"
-    ):
+    with pytest.raises(RequestError, match="holds files that are not an audit's; pass a new or empty directory"):
         write_directory(files, manifest, tmp_path / "out")
     with pytest.raises(RequestError, match="is a file; pass a directory"):
         write_directory(files, manifest, tmp_path / "out" / "thesis.tex")

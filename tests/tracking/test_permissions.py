@@ -71,9 +71,7 @@ def ask(protected, **changed):
 
 
 def test_a_reader_is_told_of_the_output_directory(reader):
-    with pytest.raises(
-        PermissionDeniedError, match=r"permission denied; .*--output-dir DIR --no-log"
-    ) as caught:
+    with pytest.raises(PermissionDeniedError, match=r"permission denied; .*--output-dir DIR --no-log") as caught:
         ask(reader)
     assert caught.value.exit_code == 3
     assert PASSWORD not in str(caught.value)

@@ -47,9 +47,7 @@ def logged(server_store, fitted):
     return server_store, resolve(server_store, run_id=run_id)
 
 
-def outputs(
-    folder: Path, text: str, k: float = 5.0, names: tuple[str, ...] = ("summary.json", "report.html")
-):
+def outputs(folder: Path, text: str, k: float = 5.0, names: tuple[str, ...] = ("summary.json", "report.html")):
     """One small audit's outputs; ``text`` tells audits apart."""
     folder.mkdir(parents=True, exist_ok=True)
     yielded = []
@@ -130,9 +128,7 @@ def test_abandoned_audit_leaves_the_earlier_one_and_one_line(logged, tmp_path, m
     store, resolved = logged
     audit(store, resolved, tmp_path / "1", "first")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter22")
-    abandon(
-        store, begin(store, resolved), RuntimeError("no memory\nfor http://me:pw@host/?token=abc hunter22")
-    )
+    abandon(store, begin(store, resolved), RuntimeError("no memory\nfor http://me:pw@host/?token=abc hunter22"))
     tags = store.run(resolved.run_id).data.tags
     assert tags["relabel_audit.status"] == "failed"
     assert tags["relabel_audit.error"] == "no memory for http://***@host/?token=*** ***"
@@ -164,9 +160,7 @@ def test_the_later_of_two_audits_stands(logged, tmp_path):
     audit(store, resolved, tmp_path / "0", "before")
     early, late = begin(store, resolved), begin(store, resolved)
     yielded = outputs(tmp_path / "1", "early")
-    with pytest.raises(
-        StoreError, match="another audit of it began after this one, and its result stands"
-    ) as e:
+    with pytest.raises(StoreError, match="another audit of it began after this one, and its result stands") as e:
         publish(store, early, yielded, manifest=manifest(early.audit_id, yielded))
     abandon(store, early, e.value)
     assert store.run(resolved.run_id).data.tags["relabel_audit.status"] == "running"
@@ -214,9 +208,7 @@ def fault(call) -> StoreError | None:
     [("500", False), ("500", True), ("drop", True)],
     ids=["first audit", "rerun", "dropped"],
 )
-def test_a_fault_at_any_write_leaves_a_whole_audit(
-    mlflow_server, server_store, fitted, tmp_path, how, earlier
-):
+def test_a_fault_at_any_write_leaves_a_whole_audit(mlflow_server, server_store, fitted, tmp_path, how, earlier):
     """The server fails at the n-th write and from then on, for every n; then a repeated command succeeds."""
     step, done = 0, False
     logged_in, _ = log_models(model=fitted)
@@ -263,7 +255,7 @@ def test_server_killed_in_mid_upload(tmp_path, fitted, monkeypatch):
             yielded = outputs(tmp_path / "new", "new")
             big = tmp_path / "hessian.npz"
             with big.open("wb") as stream:
-                stream.truncate(1 << 30)
+                stream.truncate(1 << 29)
             yielded.append(Artifact("hessian.npz", big))
             listed = manifest(claim.audit_id, yielded)
             killer = threading.Timer(0.3, server.kill)

@@ -1,0 +1,155 @@
+"""What a caller passes, checked: rows as the model takes them, labels, weights, ids, groups."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from mlflow_relabel_audit.errors import RequestError
+from mlflow_relabel_audit.problem import FloatArray, Problem, as_matrix
+from mlflow_relabel_audit.rows import Rows
+
+
+def training_rows(problem: Problem, transformer: Any, X: Any, y: Any, sample_weight: Any) -> Rows:
+    """Training rows through the transformer steps, with their labels and weights.
+
+    Raises
+    ------
+    RequestError
+        Rows, labels and weights do not fit one another or the model, or the labels are of one class.
+    """
+    features = _transform(transformer, X)
+    labels = problem.encode(y)
+    n = features.shape[0]
+    expected = len(problem.theta) - int(problem.intercept)
+    if features.shape[1] != expected:
+        raise RequestError(f"training rows: got {features.shape[1]} features; the model has {expected} coefficients")
+    if len(labels) != n:
+        raise RequestError(f"training rows: got {len(labels)} labels for {n} rows; pass one per row")
+    if len(np.unique(labels)) < 2:
+        raise RequestError(
+            f"training rows: got {n} labels of one class; pass the rows the model was trained on, both classes"
+        )
+    weight = np.ones(n) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
+    if weight.shape != (n,):
+        raise RequestError(f"sample weights: got shape {weight.shape} for {n} rows; pass one per row")
+    if not np.all(np.isfinite(weight)) or np.any(weight < 0) or not np.any(weight > 0):
+        raise RequestError("sample weights: got negative, infinite, missing or only zero ones; pass those given to fit")
+    return Rows(features, labels, weight, intercept=problem.intercept)
+
+
+def evaluation_rows(problem: Problem, transformer: Any, X: Any) -> Rows:
+    """Rows to predict through the transformer steps; their labels are unknown.
+
+    Raises
+    ------
+    RequestError
+        The transformer refuses them, or they have not the model's number of features.
+    """
+    expected = len(problem.theta) - int(problem.intercept)
+    if np.shape(X)[:1] == (0,):  # transformers refuse a table without rows
+        return Rows(np.zeros((0, expected)), np.zeros(0), np.zeros(0), intercept=problem.intercept)
+    features = _transform(transformer, X)
+    if features.shape[1] != expected:
+        raise RequestError(f"evaluation rows: got {features.shape[1]} features; the model takes {expected}")
+    count = features.shape[0]
+    return Rows(features, np.full(count, np.nan), np.ones(count), intercept=problem.intercept)
+
+
+def _transform(transformer: Any, X: Any) -> Any:
+    if transformer is None:
+        return as_matrix(X)
+    try:
+        return as_matrix(transformer.transform(X))
+    except RequestError:
+        raise
+    except Exception as error:
+        detail = " ".join(str(error).split())
+        raise RequestError(
+            f"features: the model's preprocessing refused them ({detail}); pass rows as its fit took them"
+        ) from error
+
+
+def evaluation_labels(problem: Problem, y: Any, count: int) -> FloatArray:
+    """True labels as 0.0 / 1.0, NaN where missing, shape (count,).
+
+    Raises
+    ------
+    RequestError
+        There is not one per row, or one is of neither class.
+    """
+    values = pd.Series(y).reset_index(drop=True)
+    if len(values) != count:
+        raise RequestError(f"evaluation rows: got {len(values)} labels for {count} rows; pass one per row")
+    out = np.full(count, np.nan)
+    known = values.notna().to_numpy()
+    if known.any():
+        out[known] = problem.encode(np.asarray(values[known].tolist()))
+    return out
+
+
+def row_ids(ids: Any, count: int, what: str) -> Any:
+    """Ids of rows, positions where none are given.
+
+    Raises
+    ------
+    RequestError
+        There is not one per row, or an id repeats.
+    """
+    if ids is None:
+        return np.arange(count)
+    values = np.asarray(ids)
+    if values.shape != (count,):
+        raise RequestError(f"{what}: got {values.size} row ids for {count} rows; pass one per row")
+    if len(pd.unique(pd.Series(values))) != count:
+        raise RequestError(f"{what}: row ids repeat; pass ids that name each row once")
+    return values
+
+
+def one_row(x: Any, has_transformer: bool) -> Any:
+    """One row as a table of one, whether a text, a series, a vector or a table already."""
+    if isinstance(x, str):
+        return [x]
+    if isinstance(x, pd.Series) and has_transformer and x.name is not None and len(x) > 1:
+        return x.to_frame().T.infer_objects()
+    if not sp.issparse(x) and not isinstance(x, pd.DataFrame) and np.ndim(x) == 1 and np.size(x) > 1:
+        return np.asarray(x)[None, :]
+    return x
+
+
+def only_row(rows: Rows) -> FloatArray:
+    """The one row of a table of one, dense, with the one where an intercept is fitted, shape (p,).
+
+    Raises
+    ------
+    RequestError
+        There are more rows, or none.
+    """
+    if rows.n != 1:
+        raise RequestError(f"contest: got {rows.n} rows; pass one")
+    taken = rows.take(np.arange(1))
+    return np.asarray(taken.toarray() if rows.sparse else taken)[0]
+
+
+def group_frame(groups: Any, ids: Any, what: str) -> pd.DataFrame:
+    """Group attributes as a frame indexed by row id, a column per attribute.
+
+    Raises
+    ------
+    RequestError
+        There is not one value per row.
+    """
+    if isinstance(groups, pd.DataFrame):
+        frame = groups
+    elif isinstance(groups, pd.Series):
+        frame = groups.to_frame(groups.name if groups.name is not None else "group")
+    else:
+        values = np.asarray(groups)
+        names = ["group"] if values.ndim == 1 else [f"group_{j}" for j in range(values.shape[1])]
+        frame = pd.DataFrame(values.reshape(len(values), -1), columns=names)
+    if len(frame) != len(ids):
+        raise RequestError(f"groups: got {len(frame)} values for {len(ids)} {what}; pass one per row")
+    return frame.set_axis(pd.Index(np.asarray(ids)), axis=0)
