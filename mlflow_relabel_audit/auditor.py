@@ -353,8 +353,14 @@ class Auditor:
             if groups_eval is None
             else inputs.group_frame(groups_eval, result.predictions["row_id"], "evaluation rows"),
             train_labels=np.asarray(self.problem.classes)[self.rows.y.astype(np.intp)],
-            **options,
+            **{"classes": self.problem.classes, "log_odds_shift": self._log_odds_shift(), **options},
         )
+
+    def _log_odds_shift(self) -> float:
+        """How far class weights move the model's log-odds from those of the data."""
+        positive, total = float(self.rows.base_weight @ self.rows.y), float(self.rows.base_weight.sum())
+        weights = self.problem.class_weight.at(positive, total)
+        return float(np.log(weights[1] / weights[0]))
 
     def evaluation_rows(self, X: Any) -> Rows:
         """Rows to predict, through the transformer steps; labels unknown."""

@@ -27,6 +27,7 @@ from mlflow_relabel_audit import Auditor, RequestError, audit, autolog
 from mlflow_relabel_audit.autolog import compose
 from mlflow_relabel_audit.autolog.capture import KEPT, Capture, Captures
 from mlflow_relabel_audit.autolog.compose import TimeBudgetError
+from mlflow_relabel_audit.autolog.settings import Settings
 from mlflow_relabel_audit.tracking import Subject, TableRows, read_manifest, read_summary
 
 X, Y = load_breast_cancer(return_X_y=True)
@@ -326,6 +327,32 @@ def test_time_for_some_predictions_gives_those_and_says_so():
     assert list(expected) == list(result.predictions["k"])
     with pytest.raises(TimeBudgetError, match="pass more seconds"):
         compose._robustness(replace(subject), time.monotonic())
+
+
+def sleep_in_the_audit(values):
+    time.sleep(3)
+    return values
+
+
+@pytest.mark.slow
+def test_the_noise_audit_is_left_out_where_there_is_no_time_for_it(store, tmp_path):
+    model = make_pipeline(FunctionTransformer(sleep_in_the_audit), LogisticRegression(max_iter=5000)).fit(X, Y)
+    run_id, model_id = fit_and_log(clone(model))
+    compose.audit_fit(
+        model,
+        Capture(X, Y, None),
+        run_id=run_id,
+        model_id=model_id,
+        tracking_uri=store.tracking_uri,
+        settings=Settings(),
+        end=time.monotonic() + 5,
+        given_up=lambda: False,
+    )
+    check_audited(store, run_id, model_id)
+    assert set(store.files(run_id)) == FILES - {"noise.html", "suspects.csv"}
+    said = " ".join(read_summary(store, run_id, tmp_path)["messages"])
+    assert "the noise audit was left out: the time budget was spent" in said
+    assert "the time budget was spent after 8 of 200 predictions, drawn at random" in said
 
 
 def test_captures_end_with_their_estimators():

@@ -91,7 +91,15 @@ def audit_fit(
                 outputs += _noise_stage(noise, None, context, files)
             outputs += _hessian_stage(subject, files)
             outputs.append(Metric("seconds", time.monotonic() - began))
-            outputs += _summary_stage(subject, robust, noise, None, context, outputs, files)
+            outputs += _summary_stage(
+                subject,
+                robust,
+                noise,  # type: ignore[arg-type]  # None is said in the summary by leaving it out
+                None,
+                context,
+                outputs,
+                files,
+            )
             manifest = _manifest(subject, claim, outputs)
             if given_up():
                 raise TimeBudgetError("the time budget was spent before the audit could be written")
@@ -125,8 +133,9 @@ def _rows(X: Any, y: Any, what: str, source: str, weight: Any = None) -> TableRo
         X = np.asarray(X)
     labels = None if y is None else np.ravel(np.asarray(y))
     if np.ndim(X) == 0 or (labels is not None and X.shape[0] != len(labels)):
+        count = "no" if labels is None else len(labels)
         raise RequestError(
-            f"{what}: got {np.shape(X)} rows and {np.shape(labels)} labels; pass arrays, frames or lists, one label "
+            f"{what}: got rows of shape {np.shape(X)} and {count} labels; pass arrays, frames or lists, one label "
             "per row"
         )
     weights = None if weight is None else np.asarray(weight, dtype=np.float64)

@@ -107,8 +107,6 @@ def wrap_fits() -> None:
 
 def wrap_log() -> None:
     """Audit what is logged from now on."""
-    if _hook.log is not None:
-        return
     from mlflow.models import Model
 
     with _hook.lock:
@@ -116,7 +114,7 @@ def wrap_log() -> None:
             return
         original = vars(Model)["log"]
         _hook.log = original
-        Model.log = classmethod(_auditing(original.__func__))  # type: ignore[method-assign, assignment]
+        Model.log = classmethod(_auditing(original.__func__))  # type: ignore[method-assign]
 
 
 def _ready() -> None:

@@ -42,11 +42,11 @@ class Settings:
             raise RequestError(
                 f"eval_data: got {type(eval_data).__name__}; pass a tuple (X, y), with None for unknown labels"
             )
-        if not isinstance(max_predictions, Integral) or isinstance(max_predictions, bool) or max_predictions < 1:
+        if isinstance(max_predictions, bool) or not isinstance(max_predictions, Integral) or int(max_predictions) < 1:
             raise RequestError(f"max_predictions: got {max_predictions!r}; pass a positive whole number")
-        if not isinstance(time_budget, Real) or not time_budget > 0:
+        if not isinstance(time_budget, Real) or not float(time_budget) > 0:
             raise RequestError(f"time_budget: got {time_budget!r}; pass a positive number of seconds")
-        if not isinstance(threshold, Real) or not 0 < threshold < 1:
+        if not isinstance(threshold, Real) or not 0 < float(threshold) < 1:
             raise RequestError(f"threshold: got {threshold!r}; pass a probability between 0 and 1")
         return cls(
             bool(silent),

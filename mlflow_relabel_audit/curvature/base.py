@@ -7,7 +7,7 @@ from typing import ClassVar, Protocol
 import numpy as np
 
 from mlflow_relabel_audit.errors import SingularHessianError
-from mlflow_relabel_audit.problem import FloatArray
+from mlflow_relabel_audit.problem import FloatArray, IntArray
 from mlflow_relabel_audit.rows import Rows
 
 MAX_CONDITION = 1e14
@@ -34,6 +34,18 @@ class Curvature(Protocol):
 
     def solve(self, right: FloatArray) -> FloatArray:
         """``H^-1 right`` in float64, shape (p,) or (p, B)."""
+        ...
+
+    def updated(
+        self, rows: Rows, penalty: FloatArray, diagonal: FloatArray, index: IntArray, change: FloatArray
+    ) -> Curvature:
+        """The curvature for weights ``diagonal``, which differ from the present ones by ``change`` at ``index``.
+
+        Raises
+        ------
+        SingularHessianError
+            It cannot be inverted.
+        """
         ...
 
     def row_norms(self, rows: Rows) -> FloatArray:

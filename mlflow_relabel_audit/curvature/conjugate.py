@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from mlflow_relabel_audit.curvature.base import MAX_CONDITION, singular
-from mlflow_relabel_audit.problem import FloatArray
+from mlflow_relabel_audit.problem import FloatArray, IntArray
 from mlflow_relabel_audit.rows import Rows
 
 TOLERANCE = 1e-11
@@ -91,6 +91,12 @@ class ConjugateCurvature:
                 active, rho = active[keep], rho[keep]
                 solution, residual, direction = solution[:, keep], residual[:, keep], direction[:, keep]
         raise singular(f"conjugate gradients did not converge in {MAX_ITERATIONS} iterations")
+
+    def updated(
+        self, rows: Rows, penalty: FloatArray, diagonal: FloatArray, index: IntArray, change: FloatArray
+    ) -> ConjugateCurvature:
+        """Products with other weights; nothing of the present state helps."""
+        return ConjugateCurvature(rows, diagonal, penalty)
 
     def row_norms(self, rows: Rows) -> FloatArray:
         """Upper bounds of ``||x_i||_{H^-1}``, shape (n,).

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.linalg import LinAlgError, cho_solve, cholesky, lapack
 
 from mlflow_relabel_audit.curvature.base import MAX_CONDITION, singular, solved_row_norms
-from mlflow_relabel_audit.problem import FloatArray
+from mlflow_relabel_audit.problem import FloatArray, IntArray
 from mlflow_relabel_audit.rows import Rows
 
 
@@ -91,6 +91,12 @@ class DualCurvature:
         if self._bordered:
             out[-1] = shift
         return np.asarray(out.reshape(right.shape))
+
+    def updated(
+        self, rows: Rows, penalty: FloatArray, diagonal: FloatArray, index: IntArray, change: FloatArray
+    ) -> DualCurvature:
+        """Factor anew with other weights; nothing of the present factor helps."""
+        return DualCurvature.factor(rows, diagonal, penalty)
 
     def row_norms(self, rows: Rows) -> FloatArray:
         """``||x_i||_{H^-1}`` of every row, shape (n,)."""

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.linalg import LinAlgError, cho_solve, cholesky, lapack, solve_triangular
 
 from mlflow_relabel_audit.curvature.base import MAX_CONDITION, singular
-from mlflow_relabel_audit.problem import FloatArray
+from mlflow_relabel_audit.problem import FloatArray, IntArray
 from mlflow_relabel_audit.rows import Rows
 
 
@@ -33,6 +33,10 @@ class PrimalCurvature:
         """
         hessian = rows.gram(diagonal)
         hessian[np.diag_indices(rows.p)] += penalty
+        return cls._decompose(hessian)
+
+    @classmethod
+    def _decompose(cls, hessian: FloatArray) -> PrimalCurvature:
         norm = float(np.abs(hessian).sum(axis=0).max(initial=0.0))
         try:
             lower = cholesky(hessian, lower=True, overwrite_a=True, check_finite=False)
@@ -47,6 +51,18 @@ class PrimalCurvature:
     def solve(self, right: FloatArray) -> FloatArray:
         """``H^-1 right``, shape (p,) or (p, B)."""
         return np.asarray(cho_solve((self.lower, True), right, check_finite=False))
+
+    def updated(
+        self, rows: Rows, penalty: FloatArray, diagonal: FloatArray, index: IntArray, change: FloatArray
+    ) -> PrimalCurvature:
+        """Factor H with the weights at ``index`` moved by ``change``: only those rows are touched."""
+        part = rows.take(index)
+        hessian = self.lower @ self.lower.T
+        if rows.sparse:
+            hessian += (part.T @ part.multiply(change[:, None]).tocsr()).toarray()
+        else:
+            hessian += part.T @ (part * change[:, None])
+        return self._decompose(hessian)
 
     def row_norms(self, rows: Rows) -> FloatArray:
         """``||x_i||_{H^-1}`` of every row, shape (n,)."""

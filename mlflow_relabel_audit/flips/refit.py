@@ -14,7 +14,8 @@ Stationarity is the exact equation ``r + Hbar delta = 0``. Write H for the refer
 ``h = max_i ||x_i||_{H^-1}`` and ``eps = ||r||_{H^-1}``.
 
 1. *Spectral bound.* ``X' diag(d) X + R >= kappa H`` with ``kappa = min(1, min_i d_i / d0_i)``, and also with
-   ``kappa = q - sum_i (q - d_i / d0_i)_+ d0_i h_i^2`` for any q <= 1, because ``d0_i x_i x_i' <= d0_i h_i^2 H``.
+   ``kappa = q - sum_i (q d0_i - d_i)_+ h_i^2`` for any q <= 1, because ``x_i x_i' <= h_i^2 H``. Under an own
+   reference that is at least kappa' times the shared one, ``h_i^2`` is at most the shared norm's over kappa'.
 2. *Localisation.* ``rho = max_i |delta_i|``. As sigma' falls at most by exp(-|s|) over a distance s,
    ``dbar_i >= phi(rho) d_i`` with ``phi(rho) = (1 - exp(-rho)) / rho``, so ``Hbar >= phi(rho) kappa H`` and
    ``|delta_i| <= h eps / (kappa phi(rho))``, that is ``1 - exp(-rho) <= a := h eps / kappa``. Where a < 1,
@@ -37,8 +38,8 @@ import math
 import numpy as np
 import scipy.sparse as sp
 
-from mlflow_relabel_audit.curvature import Curvature, StationaryPoint, factor
-from mlflow_relabel_audit.curvature.stationary import refit, sigmoid
+from mlflow_relabel_audit.curvature import Curvature, StationaryPoint
+from mlflow_relabel_audit.curvature.stationary import sigmoid
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect
 from mlflow_relabel_audit.problem import FloatArray, IntArray, Problem
 from mlflow_relabel_audit.rows import Rows
@@ -50,6 +51,8 @@ FLAT = 0.3
 """Share of the first slope at which the line search is content."""
 ROUNDING = 1e-10
 """Relative slack for float64 rounding in the sums of the sign proof."""
+EXACT_NORMS = 1024
+"""Rows whose norms under an own reference are computed; the others are bounded."""
 SPECTRAL_LEVELS = (0.35, 0.7)
 """Values of q tried in the spectral bound."""
 
@@ -80,7 +83,8 @@ class RefitBlock:
         self.products = 0.0
         self.refreshed = 0
         self._shared_norm_max = float(row_norms.max(initial=0.0))
-        self._leverage = point.diagonal * row_norms**2
+        self._square_row_norms = row_norms**2
+        self._leverage_scale = np.ones(width)
         self._total = float(rows.base_weight.sum())
         self._positive = float(rows.base_weight @ rows.y)
         p, n = rows.p, rows.n
@@ -124,6 +128,7 @@ class RefitBlock:
         self.response[:, slot] = response
         self._reference[:, slot] = self.point.diagonal
         self._own[slot] = None
+        self._leverage_scale[slot] = 1.0
         self._norm_max[slot] = self._shared_norm_max
         self._target_norm[slot] = np.sqrt(max(float(target @ u), 0.0))
         self.restart(slot)
@@ -142,27 +147,50 @@ class RefitBlock:
         self._c[slot] = self._target_norm[slot] ** 2
         self._stale_pairs = True
 
-    def refresh(self, slot: int) -> None:
-        """Make the Hessian at a column's own theta and labels its reference; theta stays.
+    def refresh(self, slot: int, count: int) -> None:
+        """Give a column a reference of its own: H with the rows whose curvature changed most as they are now.
+
+        The reference differs from H in ``count`` rows, so it costs ``count p^2 + p^3 / 3``; theta stays.
 
         Raises
         ------
         SingularHessianError
-            That Hessian cannot be inverted: the column has run off to where rows carry no curvature.
+            The reference cannot be inverted: the column has run off to where rows carry no curvature.
         """
-        diagonal = self._curvature[:, slot].copy()
-        own = factor(self.rows, diagonal, self.problem.penalty, self.point.curvature.kind)
+        rows, fitted, now = self.rows, self.point.diagonal, self._curvature[:, slot]
+        count = min(count, rows.n)
+        weight = np.abs(now - fitted) * self._square_row_norms
+        index = np.sort(np.argpartition(-weight, count - 1)[:count])
+        reference = fitted.copy()
+        reference[index] = now[index]
+        own = self.point.curvature.updated(rows, self.problem.penalty, reference, index, (now - fitted)[index])
         u = own.solve(self.targets[:, slot])
-        response = np.abs(self.rows.margins(u))
-        self._own[slot], self._reference[:, slot] = own, diagonal
-        self.u[:, slot] = u
+        response = np.abs(rows.margins(u))
+        self._own[slot], self._reference[:, slot], self.u[:, slot] = own, reference, u
         self.response[:, slot] = response * (1.0 + 2.0**-22)  # float32 may round down, the bound has to stay one
-        self._target_norm[slot] = np.sqrt(max(float(self.targets[:, slot] @ u), 0.0))
-        self._norm_max[slot] = own.row_norms(self.rows).max(initial=0.0)
-        self.kappa[slot], self._q[slot], self._c[slot] = 1.0, 0.0, float(diagonal @ response**2)
+        self._target_norm[slot] = math.sqrt(max(float(self.targets[:, slot] @ u), 0.0))
+        below = _spectral_bound(reference, fitted, self._square_row_norms)
+        self._leverage_scale[slot] = 1.0 / max(below, 1e-300)
+        self._norm_max[slot] = self._largest_norm(own, below, min(EXACT_NORMS, rows.n))
+        self.kappa[slot] = _spectral_bound(now, reference, self._square_row_norms * self._leverage_scale[slot])
+        moved = (reference - now) * response
+        self._q[slot] = float(np.sum(moved**2 / np.maximum(now, np.finfo(float).tiny)))
+        self._c[slot] = float(now @ response**2)
         self._rho[slot] = 0.0
         self.products += 1
         self.refreshed += 1
+
+    def _largest_norm(self, own: Curvature, below: float, count: int) -> float:
+        """Bound of the largest row norm under an own reference that is at least ``below`` times H.
+
+        Exact for the ``count`` rows that are largest under H; the others can grow by ``below^-1/2`` at most.
+        """
+        order = np.argpartition(-self._square_row_norms, count - 1)
+        part = self.rows.take(order[:count])
+        columns = (part.toarray() if self.rows.sparse else part).T
+        exact = np.einsum("ij,ij->j", columns, own.solve(np.ascontiguousarray(columns))).max()
+        others = self._square_row_norms[order[count:]].max(initial=0.0)
+        return math.sqrt(max(exact, others / below if below > 0 else np.inf if others > 0 else 0.0))
 
     def keep(self, slots: IntArray) -> None:
         """Drop every column but ``slots``."""
@@ -171,7 +199,7 @@ class RefitBlock:
             "_direction", "_conditioned", "_previous", "_curvature", "_reference", "_image",
         ):  # fmt: skip
             setattr(self, name, np.ascontiguousarray(getattr(self, name)[:, slots]))
-        for name in ("_rho", "_target_norm", "_norm_max", "kappa", "_q", "_c"):
+        for name in ("_rho", "_target_norm", "_norm_max", "_leverage_scale", "kappa", "_q", "_c"):
             setattr(self, name, getattr(self, name)[slots])
         self.relabelled = [self.relabelled[slot] for slot in slots]
         self._own = [self._own[slot] for slot in slots]
@@ -274,8 +302,7 @@ class RefitBlock:
             gradient += block.pull(residual)
             self._prove_sums(part, self._curvature[part], q, c, least, short)
         changed = np.arange(self.width) if slots is None else slots
-        levels = (np.asarray(SPECTRAL_LEVELS)[:, None] - short).max(axis=0)
-        levels[[own is not None for own in self._own]] = 0.0  # leverages are those of the shared reference
+        levels = (np.asarray(SPECTRAL_LEVELS)[:, None] - short * self._leverage_scale).max(axis=0)
         kappa = np.maximum(np.minimum(least, 1.0), levels)
         self.gradient[:, changed] = gradient[:, changed]
         self.kappa[changed], self._q[changed], self._c[changed] = kappa[changed], q[changed], c[changed]
@@ -296,9 +323,9 @@ class RefitBlock:
         c += np.einsum("ij,ij->j", weighted, response)
         ratio = np.divide(curvature, reference, out=np.ones_like(curvature), where=reference > 0)
         np.minimum(least, ratio.min(axis=0), out=least)
-        leverage = self._leverage[part]
+        squares = self._square_row_norms[part]
         for level, value in enumerate(SPECTRAL_LEVELS):
-            short[level] += leverage @ np.maximum(value - ratio, 0.0)
+            short[level] += squares @ np.maximum(value * reference - curvature, 0.0)
         away = reference - curvature
         away *= response
         away *= away
@@ -413,27 +440,9 @@ class RefitBlock:
         return slope, bend
 
 
-def exact_margin(
-    problem: Problem,
-    rows: Rows,
-    point: StationaryPoint,
-    relabelled: IntArray,
-    theta: FloatArray,
-    target: FloatArray,
-) -> tuple[float, float, FloatArray]:
-    """Margin of one row after a refit by damped Newton steps to the end, its error, and theta.
-
-    The error is the plain bound of the module's proof with the refit's Hessian for H, so kappa = 1.
-
-    Raises
-    ------
-    SingularHessianError
-        The relabelled objective has no minimiser (labels of one class, without a penalty).
-    """
-    found = refit(problem, rows.relabelled(relabelled), theta, point.curvature.kind)
-    epsilon = found.stationarity.residual * (1.0 + ROUNDING) + ROUNDING
-    a = float(found.curvature.row_norms(rows).max(initial=0.0)) * epsilon
-    norm = math.sqrt(max(float(target @ found.curvature.solve(target)), 0.0))
-    margin = float(target @ found.theta) - problem.cut
-    error = norm * epsilon / (1.0 - a) if a < 1.0 else np.inf
-    return margin, error + ROUNDING * (1.0 + abs(margin) + norm), found.theta
+def _spectral_bound(now: FloatArray, reference: FloatArray, squares: FloatArray) -> float:
+    """Kappa of the module's step 1 for one column; ``squares`` are the rows' norms under the reference, squared."""
+    known = reference > 0
+    least = float((now[known] / reference[known]).min(initial=1.0))
+    levels = [level - float(squares @ np.maximum(level * reference - now, 0.0)) for level in SPECTRAL_LEVELS]
+    return max(least, *levels)

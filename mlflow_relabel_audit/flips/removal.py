@@ -371,9 +371,7 @@ def _search(
         if not active:
             break
         sets = [candidates[t].index[: brackets[t].trial] for t in active]
-        refit = refit_without(
-            problem, rows, point, sets, targets[:, active], start=theta[:, active], sign_only=True
-        )
+        refit = refit_without(problem, rows, point, sets, targets[:, active], start=theta[:, active], sign_only=True)
         proved = np.abs(refit.margin) > refit.error
         theta[:, active] = np.where(proved, refit.theta, point.theta[:, None])
         for column, t in enumerate(active):

@@ -175,9 +175,7 @@ class _Leftover:
                 done[position] = error[column] <= wanted[position]
             for position in np.flatnonzero(done & (error[columns] > wanted)):
                 column = int(columns[position])
-                theta[:, position], error[column] = self.newton(
-                    theta[:, position], column, targets[:, column]
-                )
+                theta[:, position], error[column] = self.newton(theta[:, position], column, targets[:, column])
             check[due] = 0.2 * root[due]
             if done.any():
                 out[:, columns[done]] = theta[:, done]
@@ -312,9 +310,7 @@ class _Leftover:
         mean = self.rows.pull(diagonal)[:-1] / total
 
         def norm(vector: FloatArray) -> float:
-            return float(
-                np.sqrt(vector[-1] ** 2 / total + _length(vector[:-1] - vector[-1] * mean) ** 2 / least)
-            )
+            return float(np.sqrt(vector[-1] ** 2 / total + _length(vector[:-1] - vector[-1] * mean) ** 2 / least))
 
         reach = 1.0 / total + (self.largest + _length(mean)) ** 2 / least
         return norm(gradient), float(np.sqrt(reach)), norm(x)

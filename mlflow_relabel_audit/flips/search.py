@@ -28,7 +28,8 @@ STATE_BYTES = 2**24
 MAX_WIDTH = 64
 MIN_DESCENTS = 4
 MAX_DESCENTS = 60
-MAX_REFRESHES = 12
+MAX_REFRESHES = 20
+REFERENCE_ENTRIES = 60_000
 FARTHEST = 3
 """A secant may reach at most to about this many times the present k."""
 FREE_AIMS = 6
@@ -154,7 +155,7 @@ class SearchCost:
     settled : int
         values of k whose sign was proved.
     refreshed : int
-        own reference Hessians taken, each about N p^2 work.
+        own reference Hessians taken.
     """
 
     products: float
@@ -189,8 +190,10 @@ class VerifiedSearch:
         self._square_norms = rows.square_norms()
         self.width = width or int(np.clip(STATE_BYTES // (24 * max(rows.n, 1)), 8, MAX_WIDTH))
         self.products, self.settled, self.refreshed = 0.0, 0, 0
-        # an own Hessian costs about p / 4 iterations: do without it until they have been spent
-        self._patience = int(np.clip(rows.p / 4, MIN_DESCENTS, MAX_DESCENTS))
+        # rows an own reference follows, and the iterations (of 4 n p) it costs: do without until they are spent
+        self._followed = min(rows.n, max(rows.p, REFERENCE_ENTRIES // rows.p, rows.n // 8))
+        spent = 2.0 * self._followed * rows.p**2 + rows.p**3 / 3.0
+        self._patience = int(np.clip(spent / (4.0 * max(rows.nnz, 1)), MIN_DESCENTS, MAX_DESCENTS))
 
     @property
     def cost(self) -> SearchCost:
@@ -360,7 +363,7 @@ class VerifiedSearch:
             column.abandoned = True
             return
         try:
-            state.refresh(slot)
+            state.refresh(slot, self._followed)
         except SingularHessianError:  # too many labels of one class: no finite minimiser there
             if column.k <= column.low + 1:
                 column.abandoned = True

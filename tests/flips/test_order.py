@@ -85,9 +85,7 @@ def test_equal_rows_keep_their_positions() -> None:
     (block,) = estimate(model.rows, model.point, effect, model.evaluation(X[:1]), model.problem.cut)
     index = block.orders[0].index
     twins = [
-        sorted(pair) == list(pair)
-        for pair in zip(index[::2], index[1::2], strict=True)
-        if pair[0] // 4 == pair[1] // 4
+        sorted(pair) == list(pair) for pair in zip(index[::2], index[1::2], strict=True) if pair[0] // 4 == pair[1] // 4
     ]
     assert twins
     assert all(twins)
@@ -97,9 +95,7 @@ def test_equal_rows_keep_their_positions() -> None:
 def test_float32_responses_stay_within_their_bound(sparse: bool) -> None:
     model = fitted(n=500, p=40, sparse=sparse)
     effect = RelabelEffect.at(model.problem, model.rows, model.point)
-    X = 10 ** np.random.default_rng(4).uniform(-3, 3, (20, 1)) * np.random.default_rng(5).standard_normal(
-        (20, 40)
-    )
+    X = 10 ** np.random.default_rng(4).uniform(-3, 3, (20, 1)) * np.random.default_rng(5).standard_normal((20, 40))
     (block,) = estimate(model.rows, model.point, effect, model.evaluation(X), model.problem.cut)
     exact = model.rows.margins(block.direction * block.toward).T
     scale, row = response_error(model.rows, block.direction, model.rows.square_norms())

@@ -115,9 +115,7 @@ def test_label_turns_the_loss_methods_round():
     predicted = float(x @ model.point.theta > 0)
     for method in ("influence", "rif", "gd", "gc"):
         same = rank(model.problem, model.rows, model.point, x, method=method, label=predicted)
-        assert np.array_equal(
-            same.order, rank(model.problem, model.rows, model.point, x, method=method).order
-        )
+        assert np.array_equal(same.order, rank(model.problem, model.rows, model.point, x, method=method).order)
         other = rank(model.problem, model.rows, model.point, x, method=method, label=1 - predicted)
         assert np.all(other.scores * same.scores <= 0)
 
@@ -127,9 +125,7 @@ def test_influence_orders_as_removal_does():
     x = model.row(np.array([0.2, -1.0, 0.3, 0.4]))
     removal = rank(model.problem, model.rows, model.point, x, method="ip-remove")
     loss = rank(model.problem, model.rows, model.point, x, method="influence")
-    np.testing.assert_allclose(
-        loss.scores / np.abs(loss.scores).max(), removal.scores / np.abs(removal.scores).max()
-    )
+    np.testing.assert_allclose(loss.scores / np.abs(loss.scores).max(), removal.scores / np.abs(removal.scores).max())
 
 
 def test_random_is_seeded_and_a_permutation():
@@ -186,9 +182,7 @@ def test_requests_that_cannot_be_met_say_why():
 )
 def test_any_model_gives_finite_scores_and_orders_that_agree(seed, n, p, sparse, intercept, power):
     y = np.arange(n) % 2
-    model = fitted(
-        n=n, p=p, seed=seed, y=y, sparse=sparse, fit_intercept=intercept, C=10.0**power, weighted=True
-    )
+    model = fitted(n=n, p=p, seed=seed, y=y, sparse=sparse, fit_intercept=intercept, C=10.0**power, weighted=True)
     x = model.row(np.random.default_rng(seed + 1).standard_normal(p))
     rankings = {m: rank(model.problem, model.rows, model.point, x, method=m) for m in METHODS}
     for ranking in rankings.values():

@@ -163,9 +163,7 @@ def test_the_refit_is_the_minimiser_and_its_error_is_bounded(options):
         for column, (x, without) in enumerate(zip(X, sets, strict=True)):
             witness = model.margin(x, without=without)
             assert abs(refit.margin[column] - witness) <= refit.error[column] + 2e-6
-            assert refit.error[column] <= (
-                0.25 * abs(witness) * 1.5 if sign_only else 2e-6 * max(1, abs(witness))
-            )
+            assert refit.error[column] <= (0.25 * abs(witness) * 1.5 if sign_only else 2e-6 * max(1, abs(witness)))
 
 
 def test_the_error_bound_holds_wherever_the_iteration_is_stopped():
@@ -275,9 +273,7 @@ def test_the_frame_names_rows_and_labels():
 def test_requests_that_cannot_be_met_say_why():
     model = fitted(class_weight="balanced")
     X = np.zeros((1, 4))
-    with pytest.raises(
-        UnsupportedModelError, match=r"algorithm=2 and class_weight='balanced'.*pass algorithm=1"
-    ):
+    with pytest.raises(UnsupportedModelError, match=r"algorithm=2 and class_weight='balanced'.*pass algorithm=1"):
         found_by(model, X, algorithm=2)
     with pytest.raises(RequestError, match="got algorithm=3"):
         found_by(model, X, algorithm=3)
