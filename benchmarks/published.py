@@ -82,9 +82,7 @@ def first_crossing(probability: float, ranked: np.ndarray, threshold: float) -> 
     return 0
 
 
-def published(
-    model: Any, X: Any, y: np.ndarray, X_test: Any, l2: float, threshold: float = 0.5
-) -> PublishedRun:
+def published(model: Any, X: Any, y: np.ndarray, X_test: Any, l2: float, threshold: float = 0.5) -> PublishedRun:
     """Algorithm 1 for every test row."""
     begun = time.perf_counter()
     probability, change = influences(model, X, y, X_test, l2)

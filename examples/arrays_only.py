@@ -17,9 +17,7 @@ result = auditor.robustness(X_test, y_test)
 print(f"median k: {result.summary['k_median']:.0f} of {len(y_train)} labels")
 
 fragile = result.predictions.sort_values("k").head(3)
-print(
-    fragile[["row_id", "label", "predicted", "probability", "k_lower", "k", "k_paper"]].to_string(index=False)
-)
+print(fragile[["row_id", "label", "predicted", "probability", "k_lower", "k", "k_paper"]].to_string(index=False))
 
 # Which labels those are, for the most fragile one.
 row = fragile["row_id"].iloc[0]

@@ -28,9 +28,7 @@ def main() -> int:
     shown = command.relative_to(ROOT) if command.is_relative_to(ROOT) else command
     print(f"\nEverything passed in {time.monotonic() - began:.0f} seconds.")
     print(f"Next: see it work with   {shown} demo")
-    print(
-        "      the screenshots of the reports are in test-output/, the measurements in benchmarks/RESULTS.md"
-    )
+    print("      the screenshots of the reports are in test-output/, the measurements in benchmarks/RESULTS.md")
     return 0
 
 

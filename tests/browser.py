@@ -72,9 +72,7 @@ class Browser:
     def texts(self, selector: str) -> list[str]:
         """Return the texts of every element that matches, shown or not."""
         return list(
-            self.run(
-                "return [...document.querySelectorAll(arguments[0])].map(e => e.textContent.trim())", selector
-            )
+            self.run("return [...document.querySelectorAll(arguments[0])].map(e => e.textContent.trim())", selector)
         )
 
     def until(self, condition: Any, what: str) -> Any:

@@ -100,9 +100,7 @@ def test_text_and_mixed_tables() -> None:
     assert auditor.contest("good film bad plot").k is not None
 
     table = pd.DataFrame({"colour": rng.choice(["red", "blue"], 200), "size": rng.standard_normal(200)})
-    labels = np.where(
-        (table["size"] + (table["colour"] == "red") + rng.standard_normal(200)) > 0, "buy", "leave"
-    )
+    labels = np.where((table["size"] + (table["colour"] == "red") + rng.standard_normal(200)) > 0, "buy", "leave")
     columns = ColumnTransformer([("cat", OneHotEncoder(), ["colour"]), ("num", StandardScaler(), ["size"])])
     mixed = make_pipeline(columns, LogisticRegression()).fit(table, labels)
     result = Auditor(mixed, table, labels).robustness(table[:10], labels[:10])

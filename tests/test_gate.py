@@ -19,7 +19,7 @@ from mlflow_relabel_audit import gate as gate_module
 from mlflow_relabel_audit.cli import main
 from mlflow_relabel_audit.errors import GateFailedError, RequestError, StoreError
 from mlflow_relabel_audit.gate import gate, read_policy, read_rule
-from mlflow_relabel_audit.tracking import Store
+from mlflow_relabel_audit.tracking import Store, read_summary
 from tests.tracking.logged import FRAME, log_models
 
 HOLDS, FAILS = "k_median >= 1", "k_median >= 1000"
@@ -259,7 +259,7 @@ def test_when_a_stored_audit_does_not_count(loan):
     assert "champion" not in loan.aliases()
 
 
-def test_the_version_is_judged_that_the_alias_named_at_first(loan, monkeypatch):
+def test_the_version_is_judged_that_the_alias_named_at_first(loan, monkeypatch, tmp_path):
     """An alias that moves during the audit changes neither what is judged nor what is tagged."""
     mlflow.register_model(loan.models["other"].model_uri, "loan")
     real = gate_module.audit
@@ -271,6 +271,7 @@ def test_the_version_is_judged_that_the_alias_named_at_first(loan, monkeypatch):
     monkeypatch.setattr(gate_module, "audit", moves)
     result = gate("models:/loan@candidate", [HOLDS], promote="champion", **loan.data)
     assert result.version == "1"
+    assert read_summary(loan.store, loan.run_id, tmp_path)["model_id"] == loan.models["model"].model_id
     assert loan.aliases() == {"candidate": "2", "champion": "1"}
     assert (loan.tags("1")[VERDICT], VERDICT in loan.tags("2")) == ("pass", False)
 

@@ -77,8 +77,7 @@ def test_only_the_edges_meet_mlflow():
     found = {
         str(path.relative_to(ROOT))
         for path in MODULES
-        if name_of(path) not in MEETS_MLFLOW
-        and any(module.split(".")[0] == "mlflow" for module, _ in imports(path))
+        if name_of(path) not in MEETS_MLFLOW and any(module.split(".")[0] == "mlflow" for module, _ in imports(path))
     }
     assert not found
 

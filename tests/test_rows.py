@@ -25,9 +25,7 @@ def features(request: pytest.FixtureRequest) -> object:
 
 @pytest.mark.parametrize("intercept", [True, False])
 @pytest.mark.parametrize("length", [None, 37])
-def test_reductions(
-    features: object, intercept: bool, length: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_reductions(features: object, intercept: bool, length: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = Rows(features, np.zeros(300), np.ones(300), intercept=intercept)
     if length:
         monkeypatch.setattr(Rows, "block_length", lambda self, columns=64: length)

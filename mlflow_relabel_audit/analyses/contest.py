@@ -171,9 +171,7 @@ def contest(
         )
     ids = np.arange(rows.n) if train_ids is None else np.asarray(train_ids)
     if len(ids) != rows.n:
-        raise RequestError(
-            f"contest: got {len(ids)} training ids for {rows.n} training rows; pass one per row"
-        )
+        raise RequestError(f"contest: got {len(ids)} training ids for {rows.n} training rows; pass one per row")
     margin = float(x @ point.theta) - problem.cut
     index = np.asarray(flip.index, dtype=np.intp)
     after = relabelled_margin(problem, rows, point, x, index, row_norms) if len(index) else None

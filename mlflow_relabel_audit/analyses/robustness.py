@@ -114,14 +114,10 @@ def robustness(
         )
     ids = np.arange(evaluation.n) if row_ids is None else np.asarray(row_ids)
     if len(ids) != evaluation.n:
-        raise RequestError(
-            f"evaluation rows: got {len(ids)} row ids for {evaluation.n} rows; pass one per row"
-        )
+        raise RequestError(f"evaluation rows: got {len(ids)} row ids for {evaluation.n} rows; pass one per row")
     truth = np.full(evaluation.n, np.nan) if labels is None else np.asarray(labels, dtype=np.float64)
     if len(truth) != evaluation.n:
-        raise RequestError(
-            f"evaluation rows: got {len(truth)} labels for {evaluation.n} rows; pass one per row"
-        )
+        raise RequestError(f"evaluation rows: got {len(truth)} labels for {evaluation.n} rows; pass one per row")
     problem, rows, point = fitted.problem, fitted.rows, fitted.point
     searcher = VerifiedSearch(problem, rows, point, fitted.effect, fitted.row_norms)
     square_norms = rows.square_norms()
@@ -158,9 +154,7 @@ def robustness(
             )
         predictions.append(_prediction_frame(fitted, block, found, lower, ids[span], truth[span], verify))
         flip_sets.append(_flip_frame(fitted, block, found, ids[span]))
-    table = (
-        pd.concat(predictions, ignore_index=True) if predictions else _empty_predictions(fitted, ids, truth)
-    )
+    table = pd.concat(predictions, ignore_index=True) if predictions else _empty_predictions(fitted, ids, truth)
     sets = pd.concat(flip_sets, ignore_index=True) if flip_sets else _empty_flip_sets(fitted, ids)
     return RobustnessResult(table, sets, summarise(table), searcher.cost, stopped)
 
@@ -249,9 +243,7 @@ def _prediction_frame(
             "k_paper": _counts([order.k_paper for order in block.orders]),
             "k_estimate": _counts([order.k_estimate for order in block.orders]),
             "k": k,
-            "k_lower": pd.arrays.IntegerArray(
-                lower.astype(np.int64), np.full(len(lower), fitted.certificate is None)
-            ),
+            "k_lower": pd.arrays.IntegerArray(lower.astype(np.int64), np.full(len(lower), fitted.certificate is None)),
             "fraction": np.where(size > 0, size / n, np.nan),
             "status": [item.status for item in found],
             "correct": correct,
@@ -261,11 +253,7 @@ def _prediction_frame(
 
 def _flip_frame(fitted: Fitted, block: EstimateBlock, found: list[FlipSet], ids: Any) -> pd.DataFrame:
     sizes = np.array([item.k for item in found], dtype=np.int64)
-    index = (
-        np.concatenate([item.index for item in found]).astype(np.intp)
-        if len(found)
-        else np.zeros(0, dtype=np.intp)
-    )
+    index = np.concatenate([item.index for item in found]).astype(np.intp) if len(found) else np.zeros(0, dtype=np.intp)
     influence = np.concatenate([item.influence for item in found])
     y = fitted.rows.y[index]
     ranks = np.arange(len(index)) - np.repeat(np.cumsum(sizes) - sizes, sizes) + 1

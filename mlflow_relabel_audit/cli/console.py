@@ -35,9 +35,7 @@ def quiet() -> Iterator[None]:
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # MLflow asks for git where there may be none
     seen: set[str] = set()
 
-    def show(
-        message: Warning | str, category: type[Warning], filename: str, *_: object, **__: object
-    ) -> None:
+    def show(message: Warning | str, category: type[Warning], filename: str, *_: object, **__: object) -> None:
         line = " ".join(str(message).split())
         # FutureWarning and its like, and what MLflow says of its own modules, speak to whoever writes code.
         ours = issubclass(category, UserWarning) and "mlflow" not in Path(filename).parts

@@ -67,18 +67,14 @@ def data_options(command: Command) -> Command:
             "[default: the run's evaluation dataset, else a sample of the training rows]",
         ),
         click.option("--id-column", metavar="COL", help="Column that names a row.  [default: its position]"),
-        click.option(
-            "--weight-column", metavar="COL", help="Column of sample weights the model was fitted with."
-        ),
+        click.option("--weight-column", metavar="COL", help="Column of sample weights the model was fitted with."),
     )(command)
 
 
 def output_options(command: Command) -> Command:
     """Where results go: ``--include-rows``, ``--output-dir``, ``--no-log``."""
     return _all(
-        click.option(
-            "--include-rows", is_flag=True, help="Show the rows themselves (text, features) in reports."
-        ),
+        click.option("--include-rows", is_flag=True, help="Show the rows themselves (text, features) in reports."),
         click.option(
             "--output-dir",
             metavar="DIR",
@@ -102,13 +98,9 @@ def chosen_model(run_id: str | None, model_uri: str | None) -> tuple[str | None,
     if run_id and model_uri:
         if click.get_current_context().get_parameter_source("run_id") is ParameterSource.ENVIRONMENT:
             return None, model_uri
-        raise RequestError(
-            f"which model: got both --run-id {run_id} and --model-uri {model_uri}; give one of them"
-        )
+        raise RequestError(f"which model: got both --run-id {run_id} and --model-uri {model_uri}; give one of them")
     if not run_id and not model_uri:
-        raise RequestError(
-            "which model: got none; give --run-id ID (or set MLFLOW_RUN_ID), or --model-uri URI"
-        )
+        raise RequestError("which model: got none; give --run-id ID (or set MLFLOW_RUN_ID), or --model-uri URI")
     return run_id or None, model_uri or None
 
 

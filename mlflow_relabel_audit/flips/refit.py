@@ -40,6 +40,7 @@ import scipy.sparse as sp
 
 from mlflow_relabel_audit.curvature import Curvature, StationaryPoint
 from mlflow_relabel_audit.curvature.stationary import sigmoid
+from mlflow_relabel_audit.flips.reference import EXACT_NORMS, SPECTRAL_LEVELS, largest_norm, spectral_bound
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect
 from mlflow_relabel_audit.problem import FloatArray, IntArray, Problem
 from mlflow_relabel_audit.rows import Rows
@@ -51,10 +52,6 @@ FLAT = 0.3
 """Share of the first slope at which the line search is content."""
 ROUNDING = 1e-10
 """Relative slack for float64 rounding in the sums of the sign proof."""
-EXACT_NORMS = 1024
-"""Rows whose norms under an own reference are computed; the others are bounded."""
-SPECTRAL_LEVELS = (0.35, 0.7)
-"""Values of q tried in the spectral bound."""
 
 
 class RefitBlock:
@@ -169,28 +166,18 @@ class RefitBlock:
         self._own[slot], self._reference[:, slot], self.u[:, slot] = own, reference, u
         self.response[:, slot] = response * (1.0 + 2.0**-22)  # float32 may round down, the bound has to stay one
         self._target_norm[slot] = math.sqrt(max(float(self.targets[:, slot] @ u), 0.0))
-        below = _spectral_bound(reference, fitted, self._square_row_norms)
+        below = spectral_bound(reference, fitted, self._square_row_norms)
         self._leverage_scale[slot] = 1.0 / max(below, 1e-300)
-        self._norm_max[slot] = self._largest_norm(own, below, min(EXACT_NORMS, rows.n))
-        self.kappa[slot] = _spectral_bound(now, reference, self._square_row_norms * self._leverage_scale[slot])
+        self._norm_max[slot] = largest_norm(
+            rows, own, self._square_row_norms, below, rows.n if count == rows.n else EXACT_NORMS
+        )
+        self.kappa[slot] = spectral_bound(now, reference, self._square_row_norms * self._leverage_scale[slot])
         moved = (reference - now) * response
         self._q[slot] = float(np.sum(moved**2 / np.maximum(now, np.finfo(float).tiny)))
         self._c[slot] = float(now @ response**2)
         self._rho[slot] = 0.0
         self.products += 1
         self.refreshed += 1
-
-    def _largest_norm(self, own: Curvature, below: float, count: int) -> float:
-        """Bound of the largest row norm under an own reference that is at least ``below`` times H.
-
-        Exact for the ``count`` rows that are largest under H; the others can grow by ``below^-1/2`` at most.
-        """
-        order = np.argpartition(-self._square_row_norms, count - 1)
-        part = self.rows.take(order[:count])
-        columns = (part.toarray() if self.rows.sparse else part).T
-        exact = np.einsum("ij,ij->j", columns, own.solve(np.ascontiguousarray(columns))).max()
-        others = self._square_row_norms[order[count:]].max(initial=0.0)
-        return math.sqrt(max(exact, others / below if below > 0 else np.inf if others > 0 else 0.0))
 
     def keep(self, slots: IntArray) -> None:
         """Drop every column but ``slots``."""
@@ -345,14 +332,17 @@ class RefitBlock:
             if own is not None:
                 self._conditioned[:, slot] = own.solve(self.gradient[:, slot])
 
+    def decrements(self) -> FloatArray:
+        """``||gradient||^2`` under the references' inverses, shape (B,)."""
+        return np.asarray(np.einsum("ij,ij->j", self.gradient, self._conditioned))
+
     def margins(self) -> FloatArray:
         """The margins at the present theta, shape (B,)."""
         return np.einsum("ij,ij->j", self.targets, self.theta) - self.problem.cut
 
     def prove(self) -> tuple[FloatArray, FloatArray]:
         """Margin after the refit, and a bound on the estimate's error (inf where none holds), each of shape (B,)."""
-        epsilon = np.sqrt(np.maximum(np.einsum("ij,ij->j", self.gradient, self._conditioned), 0.0))
-        epsilon *= 1.0 + ROUNDING
+        epsilon: FloatArray = np.sqrt(np.maximum(self.decrements(), 0.0)) * (1.0 + ROUNDING)
         here = self.margins()
         estimate = here - np.einsum("ij,ij->j", self.u, self.gradient)
         kappa = np.maximum(self.kappa, 0.0)
@@ -373,7 +363,7 @@ class RefitBlock:
 
     def descend(self) -> None:
         """One iteration of nonlinear conjugate gradients in every column: two products."""
-        rho = np.einsum("ij,ij->j", self.gradient, self._conditioned)
+        rho = self.decrements()
         with np.errstate(divide="ignore", invalid="ignore"):
             overlap = np.einsum("ij,ij->j", self.gradient, self._previous)
             beta = np.where(self._rho > 0, np.maximum(rho - overlap, 0.0) / self._rho, 0.0)
@@ -438,11 +428,3 @@ class RefitBlock:
             curvature *= image
             bend += np.einsum("ij,ij->j", curvature, image)
         return slope, bend
-
-
-def _spectral_bound(now: FloatArray, reference: FloatArray, squares: FloatArray) -> float:
-    """Kappa of the module's step 1 for one column; ``squares`` are the rows' norms under the reference, squared."""
-    known = reference > 0
-    least = float((now[known] / reference[known]).min(initial=1.0))
-    levels = [level - float(squares @ np.maximum(level * reference - now, 0.0)) for level in SPECTRAL_LEVELS]
-    return max(least, *levels)

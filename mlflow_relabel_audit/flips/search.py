@@ -30,6 +30,10 @@ MIN_DESCENTS = 4
 MAX_DESCENTS = 60
 MAX_REFRESHES = 20
 REFERENCE_ENTRIES = 60_000
+WIDENING = 8
+"""How many times more rows every next reference of a column follows."""
+CONVERGED = 1e-18
+"""Squared norm of a gradient that further descent cannot shrink: only another reference can prove its sign."""
 FARTHEST = 3
 """A secant may reach at most to about this many times the present k."""
 FREE_AIMS = 6
@@ -332,6 +336,7 @@ class VerifiedSearch:
                 return
             state.condition(slots)
             estimate, error = state.prove()
+            decrement = state.decrements()
             moved: list[int] = []
             for slot in slots:
                 column = columns[slot]
@@ -344,6 +349,8 @@ class VerifiedSearch:
                     if self._status(column, bounded) is not None:
                         continue
                     self._goto(column, column.aim(estimate[slot]), block)
+                elif decrement[slot] <= CONVERGED:
+                    column.patience = column.descents
                 elif column.aims < FREE_AIMS:
                     self._goto(column, column.aim(estimate[slot]), block)
                     column.aims += column.k != before
@@ -363,7 +370,7 @@ class VerifiedSearch:
             column.abandoned = True
             return
         try:
-            state.refresh(slot, self._followed)
+            state.refresh(slot, self._followed * WIDENING ** (column.refreshes - 1))
         except SingularHessianError:  # too many labels of one class: no finite minimiser there
             if column.k <= column.low + 1:
                 column.abandoned = True

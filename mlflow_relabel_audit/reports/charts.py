@@ -159,9 +159,7 @@ def _places(axes: Axes, x: ArrayLike, y: ArrayLike) -> NDArray[np.float64]:
     return np.unique(np.round(points / step) * step, axis=0)
 
 
-def note(
-    axes: Axes, x: float, y: float, words: str, colour: str = MUTED, y_offset: float = 0.0, **kwargs: Any
-) -> None:
+def note(axes: Axes, x: float, y: float, words: str, colour: str = MUTED, y_offset: float = 0.0, **kwargs: Any) -> None:
     """Write ``words`` at data coordinates, ``y_offset`` units higher; dollar signs are no formulas."""
     axes.annotate(
         words,

@@ -101,9 +101,7 @@ def _figures(result: ContestResult, context: ReportContext) -> list[dict[str, An
     items = {
         "labels that flip it together (k)": text.count(k),
         "labels at least, proved (k_lower)": text.count(result.k_lower),
-        f"probability of {text.visible(context.class_names[1], 24)} now": text.probability(
-            result.probability
-        ),
+        f"probability of {text.visible(context.class_names[1], 24)} now": text.probability(result.probability),
         "once those labels are changed": text.probability(result.probability_after),
     }
     shown = {label: value for label, value in items.items() if value != text.MISSING}

@@ -71,10 +71,8 @@ def summary_markdown(
         f"| training data | {escaped(context.train_source, 400)}: {context.n_train:,} rows, "
         f"{text.plural(context.n_features, 'feature')} |",
         f"| evaluated data | {escaped(context.eval_source, 400)}: {text.plural(context.n_eval, 'row')} |",
-        f"| decision | {escaped(context.class_names[1])} where its probability is above "
-        f"{context.threshold:g} |",
-        f"| made by | mlflow-relabel-audit {escaped(context.package_version)}, "
-        f"{escaped(context.generated_at)} |",
+        f"| decision | {escaped(context.class_names[1])} where its probability is above {context.threshold:g} |",
+        f"| made by | mlflow-relabel-audit {escaped(context.package_version)}, {escaped(context.generated_at)} |",
         "",
     ]
     if context.messages:

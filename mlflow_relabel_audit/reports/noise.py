@@ -89,11 +89,7 @@ def _meaning(result: NoiseResult) -> str:
     if not sure and not check:
         return "No single label stands out as wrong."
     words = f"{text.plural(sure, 'label is', 'labels are')} more likely wrong than right"
-    return (
-        f"{words}; {text.count(check)} more {'is' if check == 1 else 'are'} worth a look."
-        if check
-        else words + "."
-    )
+    return f"{words}; {text.count(check)} more {'is' if check == 1 else 'are'} worth a look." if check else words + "."
 
 
 def _figures(result: NoiseResult) -> list[dict[str, Any]]:

@@ -250,9 +250,7 @@ def review_yield(score: Floats, shown: int) -> Chart:
         chance = [0, float(score.mean()) * (len(rows) - 1)]
         axes.plot([0, len(rows) - 1], chance, color=MUTED, linewidth=1, linestyle=(0, (3, 2)))
         charts.note(axes, len(rows) - 1, chance[1], "in random order", MUTED, ha="right", va="bottom")
-        axes.plot(
-            np.append(rows[::step], rows[-1]), np.append(found[::step], found[-1]), color=ACCENT, linewidth=2
-        )
+        axes.plot(np.append(rows[::step], rows[-1]), np.append(found[::step], found[-1]), color=ACCENT, linewidth=2)
         axes.set_xlabel("labels reviewed, likeliest wrong first", labelpad=5)
         charts.note(axes, 0, axes.get_ylim()[1] * 1.05, "wrong labels expected among them", va="bottom")
         svg = charts.finish(
@@ -351,9 +349,7 @@ def injected_noise(table: pd.DataFrame) -> Chart:
             "Average k and accuracy as labels are replaced",
             f"Two lines over {len(noise)} levels of noise, each relative to its value without noise.",
         )
-    return Chart(
-        svg, "Average k and accuracy, each against its own value without noise; bands are 95 % intervals."
-    )
+    return Chart(svg, "Average k and accuracy, each against its own value without noise; bands are 95 % intervals.")
 
 
 _PROBABILITIES = (0.0001, 0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 0.9999)

@@ -233,9 +233,7 @@ def _places(reading: Reading, context: ReportContext) -> list[dict[str, Any]]:
         part = frame[chosen.to_numpy()]
         if len(part) and len(part) < len(frame):
             few = float((part["share"] < pictures.FEW).mean())
-            places.append(
-                {"words": words, "name": name, "n": len(part), "median": part["shown"].median(), "few": few}
-            )
+            places.append({"words": words, "name": name, "n": len(part), "median": part["shown"].median(), "few": few})
     return places
 
 
@@ -247,9 +245,7 @@ def _flip_set_heads(flip_sets: pd.DataFrame) -> dict[Any, pd.DataFrame]:
     return dict(iter(head.groupby("row_id", sort=False)))
 
 
-def _most_fragile(
-    reading: Reading, heads: dict[Any, pd.DataFrame], context: ReportContext
-) -> list[dict[str, Any]]:
+def _most_fragile(reading: Reading, heads: dict[Any, pd.DataFrame], context: ReportContext) -> list[dict[str, Any]]:
     rows = reading.found.sort_values(["shown", "confidence"], ascending=[True, False], kind="stable")
     items = []
     for row in rows.head(_MOST_FRAGILE).itertuples():

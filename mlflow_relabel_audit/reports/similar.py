@@ -51,8 +51,7 @@ class Reader:
         shown: dict[str, Any] = {}
         if self.texts:
             shown["texts"] = [
-                [text.visible(name), self._parts(text.visible(other[name], self.characters))]
-                for name in self.texts
+                [text.visible(name), self._parts(text.visible(other[name], self.characters))] for name in self.texts
             ]
         if self.values:
             cells = [(self._distance(name, other[name]), name) for name in self.values]

@@ -78,12 +78,8 @@ def test_the_table_adds_up_to_the_estimate():
     columns = ["rank", "train_id", "train_label", "new_label", "influence"]
     assert list(table.columns) == [*columns, "cumulative_margin", "cumulative_probability"]
     assert table["rank"].tolist() == list(range(1, result.k + 1))
-    np.testing.assert_allclose(
-        table["cumulative_margin"], result.margin + table["influence"].cumsum(), rtol=1e-12
-    )
-    np.testing.assert_allclose(
-        table["cumulative_probability"], sigmoid(table["cumulative_margin"].to_numpy())
-    )
+    np.testing.assert_allclose(table["cumulative_margin"], result.margin + table["influence"].cumsum(), rtol=1e-12)
+    np.testing.assert_allclose(table["cumulative_probability"], sigmoid(table["cumulative_margin"].to_numpy()))
     assert np.all(np.diff(np.abs(table["influence"])) <= 1e-12)
     assert np.all(np.sign(table["influence"]) == -np.sign(result.margin))
     scores = rank(model.problem, model.rows, model.point, model.row(X0)).scores

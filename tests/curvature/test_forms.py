@@ -24,9 +24,7 @@ def case(n: int, p: int, sparse: bool, intercept: bool, seed: int = 0) -> tuple[
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize(("intercept", "free"), [(True, True), (True, False), (False, False)])
 @pytest.mark.parametrize("shape", [(60, 9), (20, 45)])
-def test_solve_and_row_norms(
-    kind: str, sparse: bool, intercept: bool, free: bool, shape: tuple[int, int]
-) -> None:
+def test_solve_and_row_norms(kind: str, sparse: bool, intercept: bool, free: bool, shape: tuple[int, int]) -> None:
     rows, diagonal, X = case(*shape, sparse, intercept)
     penalty = np.full(rows.p, 0.3)
     if free:

@@ -92,8 +92,6 @@ def test_an_early_stop_is_polished_and_said() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         model = LogisticRegression(max_iter=14).fit(X, Y)
-    point = find_stationary_point(
-        read_problem(model), Rows(X, Y.astype(float), np.ones(len(Y)), intercept=True)
-    )
+    point = find_stationary_point(read_problem(model), Rows(X, Y.astype(float), np.ones(len(Y)), intercept=True))
     assert point.stationarity.polished
     assert 0 < point.stationarity.relative_gap < 1e-2

@@ -36,9 +36,7 @@ def test_a_factor_above_the_limit_is_not_stored(tmp_path: Path) -> None:
         assert sorted(arrays.files) == ["diagonal", "theta"]
 
 
-@pytest.mark.parametrize(
-    "damage", ["foreign", "flipped byte", "truncated", "no facts", "other shape", "pickle"]
-)
+@pytest.mark.parametrize("damage", ["foreign", "flipped byte", "truncated", "no facts", "other shape", "pickle"])
 def test_what_does_not_fit_is_refused(damage: str, tmp_path: Path) -> None:
     model = fitted()
     save_hessian(model.point, tmp_path, "print")

@@ -93,9 +93,7 @@ def hostile_contest() -> SimpleNamespace:
     result = contest_result(k=len(ids))
     negative, positive = context.class_names
     flip_set = result.flip_set.assign(train_id=objects(ids), train_label=positive, new_label=negative)
-    removal = SimpleNamespace(
-        **{**vars(result.removal), "removal_set": pd.DataFrame({"train_id": objects(ids)})}
-    )
+    removal = SimpleNamespace(**{**vars(result.removal), "removal_set": pd.DataFrame({"train_id": objects(ids)})})
     changes = {"flip_set": flip_set, "removal": removal, "row_id": ids[0], "label": HOSTILE[0]}
     return SimpleNamespace(**{**vars(result), **changes, "predicted": positive})
 

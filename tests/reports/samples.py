@@ -82,9 +82,7 @@ def robustness_result(
                     -row.margin / size * 1.02,
                 )
             )
-    flip_sets = pd.DataFrame(
-        rows, columns=["row_id", "rank", "train_id", "train_label", "new_label", "influence"]
-    )
+    flip_sets = pd.DataFrame(rows, columns=["row_id", "rank", "train_id", "train_label", "new_label", "influence"])
     summary = {"k_median": float(np.median(k)) if n else float("nan")}
     return SimpleNamespace(predictions=predictions, flip_sets=flip_sets, summary=summary)
 
@@ -193,9 +191,7 @@ def noise_result(n: int = N_TRAIN, n_suspects: int = 24, seed: int = 0, **change
         }
     )
     suspects = scores[flagged].sort_values("score", ascending=False)
-    suspects = suspects.assign(level=np.where(suspects["score"] > 0.5, "sure", "check")).reset_index(
-        drop=True
-    )
+    suspects = suspects.assign(level=np.where(suspects["score"] > 0.5, "sure", "check")).reset_index(drop=True)
     rate = (0.058, 0.031, 0.094) if n_suspects else (0.006, 0.0, 0.021)
     message = "Label noise: an estimated 5.8% of the labels (95 % interval 3.1% to 9.4%) are wrong."
     fields = {
@@ -213,9 +209,7 @@ def noise_result(n: int = N_TRAIN, n_suspects: int = 24, seed: int = 0, **change
     return SimpleNamespace(**{**fields, **changes})
 
 
-def bias_result(
-    n: int = 400, n_train: int = N_TRAIN, eval_groups: bool = True, names=("north", "south")
-) -> BiasResult:
+def bias_result(n: int = 400, n_train: int = N_TRAIN, eval_groups: bool = True, names=("north", "south")) -> BiasResult:
     """Return the bias audit of a robustness result, its groups dealt at random."""
     rng = np.random.default_rng(0)
     result = robustness_result(n, n_train)
@@ -237,16 +231,12 @@ def thousand_groups() -> SimpleNamespace:
     result = bias_result()
     part = result.by_group_k[result.by_group_k["attribute"] == "clinic"]
     many = pd.concat([part.assign(group=[f"{g} {i}" for g in part["group"]]) for i in range(500)])
-    cells = pd.concat(
-        [result.groups.head(8).assign(eval_group=f"clinic {i}", attribute="clinic") for i in range(1000)]
-    )
+    cells = pd.concat([result.groups.head(8).assign(eval_group=f"clinic {i}", attribute="clinic") for i in range(1000)])
     changes = {"by_group_k": many.reset_index(drop=True), "groups": cells.reset_index(drop=True)}
     return SimpleNamespace(**{**vars(result), **changes})
 
 
-def compare_result(
-    n: int = 143, runs: int = 2, names=("C = 1", "C = 0.1", "C = 0.01", "C = 10")
-) -> CompareResult:
+def compare_result(n: int = 143, runs: int = 2, names=("C = 1", "C = 0.1", "C = 0.01", "C = 10")) -> CompareResult:
     """Return the comparison of audits that agree but for a few rows."""
     audits = {}
     for i, name in enumerate(names[:runs]):

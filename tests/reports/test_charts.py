@@ -43,9 +43,7 @@ def test_chart_is_small_themed_and_described(name):
     assert len(chart.svg) < 30_000
     assert not re.search(r"http|xmlns|metadata|DejaVu|font-family|<script|<style", chart.svg)
     colours = set(re.findall(r"(?:fill|stroke): ?([^;\"]+)", chart.svg))
-    assert colours <= {"none", *re.findall(r"var\(--[a-z-]+\)|url\(#[^)]+\)", chart.svg)}, (
-        "a colour of its own"
-    )
+    assert colours <= {"none", *re.findall(r"var\(--[a-z-]+\)|url\(#[^)]+\)", chart.svg)}, "a colour of its own"
     ids = re.findall(r'id="([^"]+)"', chart.svg)
     assert len(ids) == len(set(ids))
     assert all(f"#{i}" in chart.svg for i in ids if i not in (title.get("id"), desc.get("id")))

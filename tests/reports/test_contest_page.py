@@ -72,9 +72,7 @@ def test_shared_words_are_marked_and_stop_words_are_not():
 
 def test_near_values_and_equal_categories_are_marked_first():
     row = pd.Series({"age": 40.0, "income": 10.0, "town": "Ulm", "gap": np.nan})
-    others = pd.DataFrame(
-        {"age": [41, 70.0], "income": [90.0, 10], "town": ["Ulm", "Bonn"], "gap": [1.0, np.nan]}
-    )
+    others = pd.DataFrame({"age": [41, 70.0], "income": [90.0, 10], "town": ["Ulm", "Bonn"], "gap": [1.0, np.nan]})
     shown = reader(row, others, 500).show(others.iloc[0])["values"]
     assert {cell[0]: cell[3] for cell in shown} == {"age": 1, "town": 1, "income": 0, "gap": 0}
     assert [cell[3] for cell in shown] == [1, 1, 0, 0]

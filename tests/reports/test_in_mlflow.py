@@ -42,9 +42,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.server]
 WITH_ROWS = with_context(
     include_rows=True, train_rows=feature_rows(range(426)), eval_rows=feature_rows(range(1000, 1143))
 )
-WITH_TEXT = with_context(
-    include_rows=True, train_rows=text_rows(range(426)), eval_rows=text_rows(range(1000, 1143))
-)
+WITH_TEXT = with_context(include_rows=True, train_rows=text_rows(range(426)), eval_rows=text_rows(range(1000, 1143)))
 PAGES: dict[str, Callable[[], str]] = {
     "robustness": lambda: render_robustness(robustness_result(1000, 6920), with_context(n_train=6920)),
     "contest": lambda: render_contest(contest_result(), WITH_ROWS),
@@ -140,10 +138,7 @@ def test_the_table_is_sorted_searched_and_paged(reports):
     turned = [int(v.replace(",", "")) for v in values()]
     assert turned == sorted(turned, reverse=True)
     assert turned[0] > shown[-1]
-    assert (
-        browser.run(f"return document.querySelector('#predictions th:nth-child({at})').ariaSort")
-        == "descending"
-    )
+    assert browser.run(f"return document.querySelector('#predictions th:nth-child({at})').ariaSort") == "descending"
 
     count = "#predictions .count"
     assert browser.texts(count) == ["1–25 of 1,000"]
@@ -220,9 +215,7 @@ def test_hostile_text_stays_text(reports, name):
     ):
         browser.run(action)
     assert browser.run("return window.relabelCanary === undefined")
-    assert not browser.all(
-        "main img, main a, main iframe, main script[src], main [onload], main [onmouseover]"
-    )
+    assert not browser.all("main img, main a, main iframe, main script[src], main [onload], main [onmouseover]")
     browser.frame_width(514)
     overflow = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
     assert browser.run(overflow) <= 0

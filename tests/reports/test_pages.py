@@ -44,9 +44,7 @@ from tests.reports.samples import (
 WITH_ROWS = with_context(
     include_rows=True, train_rows=feature_rows(range(426)), eval_rows=feature_rows(range(1000, 1143))
 )
-WITH_TEXT = with_context(
-    include_rows=True, train_rows=text_rows(range(426)), eval_rows=text_rows(range(1000, 1143))
-)
+WITH_TEXT = with_context(include_rows=True, train_rows=text_rows(range(426)), eval_rows=text_rows(range(1000, 1143)))
 UNVERIFIED = robustness_result()
 UNVERIFIED.predictions[["k", "status"]] = None, "unverified"
 UNLABELLED = robustness_result()
@@ -123,9 +121,7 @@ def test_no_section_is_empty(rendered, name):
     for section in page.sections:
         assert section.heading.strip()
         assert section.content > 0, section.heading
-    assert not re.search(r"\bnan\b|None\b(?! (?:is|flips))|<NA>|Undefined", page.text), (
-        "a missing figure is a dash"
-    )
+    assert not re.search(r"\bnan\b|None\b(?! (?:is|flips))|<NA>|Undefined", page.text), "a missing figure is a dash"
 
 
 @pytest.mark.parametrize("name", HOSTILE_PAGES)

@@ -1,0 +1,45 @@
+"""How a reference Hessian compares with another, and how long rows are under it (steps 1 and 2 of `refit`)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from mlflow_relabel_audit.curvature import Curvature
+from mlflow_relabel_audit.problem import FloatArray
+from mlflow_relabel_audit.rows import Rows
+
+EXACT_NORMS = 1024
+"""Rows whose norms under an own reference are computed; the others are bounded."""
+SPECTRAL_LEVELS = (0.35, 0.7)
+"""Values of q tried in the spectral bound."""
+
+
+def spectral_bound(now: FloatArray, reference: FloatArray, squares: FloatArray) -> float:
+    """Kappa of one column: the Hessian of weights ``now`` is at least kappa times that of ``reference``.
+
+    ``squares`` are the rows' squared norms under the reference, shape (n,), or upper bounds of them.
+    """
+    known = reference > 0
+    least = float((now[known] / reference[known]).min(initial=1.0))
+    levels = [level - float(squares @ np.maximum(level * reference - now, 0.0)) for level in SPECTRAL_LEVELS]
+    return max(least, *levels)
+
+
+def largest_norm(rows: Rows, own: Curvature, squares: FloatArray, below: float, count: int) -> float:
+    """Bound of the largest row norm under ``own``, which is at least ``below`` times the shared reference.
+
+    Exact for the ``count`` rows that are largest under the shared one, whose squared norms are ``squares``; the
+    others can grow by ``below^-1/2`` at most.
+    """
+    if count >= rows.n:
+        return float(own.row_norms(rows).max())
+    order = np.argpartition(-squares, count - 1)
+    part = rows.take(order[:count])
+    columns = (part.toarray() if rows.sparse else part).T
+    exact = float(np.einsum("ij,ij->j", columns, own.solve(np.ascontiguousarray(columns))).max())
+    others = float(squares[order[count:]].max(initial=0.0))
+    if below <= 0:
+        return np.inf if others > 0 else math.sqrt(max(exact, 0.0))
+    return math.sqrt(max(exact, others / below))
