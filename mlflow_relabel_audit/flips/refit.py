@@ -368,7 +368,7 @@ class RefitBlock:
             overlap = np.einsum("ij,ij->j", self.gradient, self._previous)
             beta = np.where(self._rho > 0, np.maximum(rho - overlap, 0.0) / self._rho, 0.0)
         direction = beta * self._direction - self._conditioned
-        slope = np.einsum("ij,ij->j", self.gradient, direction)
+        slope: FloatArray = np.einsum("ij,ij->j", self.gradient, direction)
         uphill = slope >= 0
         direction[:, uphill] = -self._conditioned[:, uphill]
         slope[uphill] = -rho[uphill]
