@@ -100,7 +100,7 @@ class RefitBlock:
         self._own: list[Curvature | None] = [None] * width
         self._norm_max = np.zeros(width)
         self._image = np.zeros((n, width))
-        self._rho = np.zeros(width)  # r . H^-1 r of the direction's step; 0 restarts
+        self._rho: FloatArray = np.zeros(width)  # r . H^-1 r of the direction's step; 0 restarts
         self._target_norm = np.zeros(width)
         self.kappa = np.ones(width)
         self._q = np.zeros(width)
@@ -368,7 +368,7 @@ class RefitBlock:
             overlap = np.einsum("ij,ij->j", self.gradient, self._previous)
             beta = np.where(self._rho > 0, np.maximum(rho - overlap, 0.0) / self._rho, 0.0)
         direction = beta * self._direction - self._conditioned
-        slope: FloatArray = np.einsum("ij,ij->j", self.gradient, direction)
+        slope = np.einsum("ij,ij->j", self.gradient, direction)
         uphill = slope >= 0
         direction[:, uphill] = -self._conditioned[:, uphill]
         slope[uphill] = -rho[uphill]
