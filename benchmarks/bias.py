@@ -61,13 +61,12 @@ class Injection:
     target: str
     label: int
     paper: str = ""
-    prototype: str = ""
     share: float = 0.9
 
 
 INJECTIONS = (
-    Injection("loan", "tag", "X", 0, paper="60 / 23", prototype="34 / 15"),
-    Injection("adult", "tag", "X", 0, prototype="67 / 5"),
+    Injection("loan", "tag", "X", 0, paper="60 / 23"),
+    Injection("adult", "tag", "X", 0),
     Injection("adult", "sex", "Female", 1),
     Injection("adult", "sex", "Female", 0),
 )
@@ -146,7 +145,6 @@ def separation(folder: Path, case: Injection, seed: int, verify: bool) -> dict[s
         "alarms": [f.message for f in found.findings if f.level != "info"],
         "seconds": seconds,
         "paper": case.paper,
-        "prototype": case.prototype,
     }
 
 
@@ -187,7 +185,7 @@ def summarise(separations: list[dict[str, Any]], nulls: list[dict[str, Any]]) ->
         "Share of the relabelled rows in the flip sets of misclassified predictions (mean over "
         "predictions; pooled in brackets), first seed",
         "",
-        "| data | relabelled | base rate | group: share, interval (pooled), n | paper | prototype | alarms |",
+        "| data | relabelled | base rate | group: share, interval (pooled), n | paper | alarms |",
         "|---|---|---|---|---|---|---|",
     ]
     for case in separations:
@@ -198,7 +196,7 @@ def summarise(separations: list[dict[str, Any]], nulls: list[dict[str, Any]]) ->
         )
         lines.append(
             f"| {case['data']} | {case['attribute']} {case['target']}, label {case['from']}, seed "
-            f"{case['seed']} | {case['base_rate']:.3f} | {cells} | {case['paper']} | {case['prototype']} | "
+            f"{case['seed']} | {case['base_rate']:.3f} | {cells} | {case['paper']} | "
             f"{len(case['alarms'])} |"
         )
     lines += [

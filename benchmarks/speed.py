@@ -141,7 +141,8 @@ def measure(data: Set, tests: int, quick: bool) -> dict[str, Any]:
     for block in estimate(rows, fitted.point, fitted.effect, half, fitted.problem.cut):
         VerifiedSearch(fitted.problem, rows, fitted.point, fitted.effect, fitted.row_norms).run(block)
     result["T doubled"] = (search_seconds + estimate_seconds) / (time.perf_counter() - began)
-    result["N doubled"] = doubled_rows(data, X_test)
+    if not sp.issparse(data.X):
+        result["N doubled"] = doubled_rows(data, X_test)
     return result
 
 
@@ -222,10 +223,10 @@ def main(arguments: list[str] | None = None) -> int:
         result = measure(data, tests, options.quick)
         result["peak / (matrix + factor)"] = peak(data, tests)
         results.append(result)
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "speed.json").write_text(json.dumps(results, indent=2) + "\n")
     print(f"{platform.platform()}, {platform.processor() or platform.machine()}, numpy {np.__version__}\n")
     print(table(results))
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "speed.json").write_text(json.dumps(results, indent=2) + "\n")
     return 0
 
 

@@ -6,44 +6,38 @@ refused before anything is written.
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
 
-from mlflow_relabel_audit import __version__, reports, tracking
-from mlflow_relabel_audit.analyses.bias import BiasResult
+from mlflow_relabel_audit import reports, tracking
 from mlflow_relabel_audit.analyses.contest import ContestResult
-from mlflow_relabel_audit.analyses.noise import NoiseResult
-from mlflow_relabel_audit.analyses.noise_curve import NoiseCurve
-from mlflow_relabel_audit.analyses.noise_curve import noise_curve as draw_noise_curve
-from mlflow_relabel_audit.analyses.robustness import RobustnessResult
-from mlflow_relabel_audit.reports import ReportContext
+from mlflow_relabel_audit.stages import (
+    REPORT,
+    bias_stage,
+    find_bias,
+    find_noise,
+    hessian_stage,
+    manifest_of,
+    noise_stage,
+    report_context,
+    robustness_stage,
+    summary_stage,
+    trace_noise,
+)
 from mlflow_relabel_audit.tracking import (
-    Artifact,
-    Claim,
     Columns,
-    Manifest,
     Metric,
-    Note,
-    Output,
     Store,
-    Subject,
-    Tag,
 )
 
 Progress = Callable[[int, int, str], None]
-
-_REPORT = "robustness.html"
 
 
 @dataclass(frozen=True)
@@ -183,21 +177,21 @@ def audit(
                     row_ids=subject.evaluation.row_ids,
                     progress=progress,
                 )
-                noise = _noise(subject, robust)
-                curve = _noise_curve(subject, progress) if noise_curve else None
-                bias = _bias(subject, robust) if groups else None
+                noise = find_noise(subject, robust)
+                curve = trace_noise(subject, progress) if noise_curve else None
+                bias = find_bias(subject, robust) if groups else None
             files = folder / "files"
-            context = _context(subject, include_rows, (*([refused] if refused else []), *caught))
+            context = report_context(subject, include_rows, (*([refused] if refused else []), *caught))
             outputs = [
-                *_robustness_stage(robust, context, files),
-                *_noise_stage(noise, curve, context, files),
+                *robustness_stage(robust, context, files),
+                *noise_stage(noise, curve, context, files),
             ]
             if bias is not None:
-                outputs += _bias_stage(bias, context, files)
-            outputs += _hessian_stage(subject, files)
+                outputs += bias_stage(bias, context, files)
+            outputs += hessian_stage(subject, files)
             outputs.append(Metric("seconds", time.monotonic() - began))
-            outputs += _summary_stage(subject, robust, noise, bias, context, outputs, files)
-            manifest = _manifest(subject, claim, outputs)
+            outputs += summary_stage(subject, robust, noise, bias, context, outputs, files)
+            manifest = manifest_of(subject, claim, outputs)
             if target_dir is not None:
                 tracking.write_directory(tracking.artifacts(outputs), manifest, target_dir)
             if claim is not None:
@@ -218,9 +212,7 @@ def audit(
             hessian_cached=subject.auditor.hessian_cached,
             artifacts=tuple(sorted(manifest.artifacts)),
             messages=context.messages,
-            report_location=tracking.location(
-                store, resolved, _REPORT, output_dir=target_dir, logged=claim is not None
-            ),
+            report_location=tracking.location(store, resolved, REPORT, output_dir=target_dir, logged=claim is not None),
             logged=claim is not None,
         )
 
@@ -265,10 +257,10 @@ def contest(
             result = subject.auditor.contest(
                 rows.X, removal, row_id=rows.row_ids[0], label=None if rows.y is None else rows.y[0]
             )
-        context = _context(subject, include_rows, caught)
+        context = report_context(subject, include_rows, caught)
         path = f"contest/{tracking.file_name(row)}.html"
         page = tracking.text_file(folder, path, reports.render_contest(result, context))
-        manifest = _manifest(subject, None, [page])
+        manifest = manifest_of(subject, None, [page])
         logged, messages = log, context.messages
         if target_dir is not None:
             tracking.add_file(page, target_dir)
@@ -299,125 +291,3 @@ def _workspace(output_dir: str | Path | None, *, whole: bool = True) -> Iterator
         target = tracking.check_directory(target) if whole else target.expanduser().absolute()
     with tracking.quiet(), tempfile.TemporaryDirectory(prefix="relabel-audit-") as folder:
         yield Path(folder), target
-
-
-def _context(subject: Subject, include_rows: bool, messages: Sequence[str] = ()) -> ReportContext:
-    """What the reports say beside the figures."""
-    resolved, problem = subject.resolved, subject.auditor.problem
-    return ReportContext(
-        model_name=resolved.registered_name or resolved.model_name,
-        model_uri=tracking.redact(resolved.model_uri),
-        train_source=subject.training.source,
-        eval_source="the training rows" if subject.on_training_rows else subject.evaluation.source,
-        n_train=subject.auditor.rows.n,
-        n_eval=len(subject.evaluation),
-        n_features=subject.auditor.rows.features_in,
-        threshold=problem.threshold,
-        class_names=(str(problem.classes[0]), str(problem.classes[1])),
-        package_version=__version__,
-        generated_at=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        model_version=resolved.version,
-        run_id=resolved.run_id,
-        tracking_uri=subject.store.shown_uri,
-        messages=(*subject.messages, *messages),
-        include_rows=include_rows,
-        train_rows=subject.training.frame() if include_rows else None,
-        eval_rows=subject.evaluation.frame() if include_rows else None,
-    )
-
-
-# -- stages --------------------------------------------------------------------------------------------------
-
-
-def _noise(subject: Subject, robust: RobustnessResult) -> NoiseResult:
-    rows = subject.evaluation
-    if subject.on_training_rows or rows.y is None:
-        return subject.auditor.noise(flip_sets=robust.flip_sets)
-    return subject.auditor.noise(rows.X, rows.y, flip_sets=robust.flip_sets)
-
-
-def _noise_curve(subject: Subject, progress: Progress | None) -> NoiseCurve:
-    auditor, rows = subject.auditor, subject.evaluation
-    return draw_noise_curve(
-        auditor.problem,
-        auditor.rows,
-        auditor.point,
-        auditor.evaluation_rows(rows.X).features,
-        None if rows.y is None else auditor.problem.encode(rows.y),
-        progress=None if progress is None else partial(_staged, progress, "noise curve"),
-    )
-
-
-def _staged(progress: Progress, stage: str, done: int, total: int) -> None:
-    progress(done, total, stage)
-
-
-def _bias(subject: Subject, robust: RobustnessResult) -> BiasResult:
-    training, rows = subject.training, subject.evaluation
-    return subject.auditor.bias(training.groups, rows.X, rows.y, rows.groups, result=robust)
-
-
-def _robustness_stage(result: RobustnessResult, context: ReportContext, folder: Path) -> Iterator[Output]:
-    yield tracking.parquet_file(folder, "predictions.parquet", result.predictions)
-    yield tracking.parquet_file(folder, "flip_sets.parquet", result.flip_sets)
-    yield tracking.text_file(folder, "predictions.json", tracking.table_json(result.predictions))
-    yield tracking.text_file(folder, _REPORT, reports.render_robustness(result, context))
-    yield from (Metric(name, value) for name, value in result.summary.items())
-
-
-def _noise_stage(
-    result: NoiseResult, curve: NoiseCurve | None, context: ReportContext, folder: Path
-) -> Iterator[Output]:
-    yield tracking.text_file(folder, "suspects.csv", result.suspects.to_csv(index=False))
-    yield tracking.text_file(folder, "noise.html", reports.render_noise(result, context, curve))
-    yield from (Metric(name, value) for name, value in result.summary.items())
-
-
-def _bias_stage(result: BiasResult, context: ReportContext, folder: Path) -> Iterator[Output]:
-    yield tracking.text_file(folder, "bias.html", reports.render_bias(result, context))
-    yield from (Metric(name, value) for name, value in result.summary.items())
-
-
-def _hessian_stage(subject: Subject, folder: Path) -> Iterator[Output]:
-    for file in subject.auditor.save_hessian(folder):
-        yield Artifact(file.name, file)
-    yield Metric("hessian_cached", float(subject.auditor.hessian_cached))
-
-
-def _summary_stage(
-    subject: Subject,
-    robust: RobustnessResult,
-    noise: NoiseResult,
-    bias: BiasResult | None,
-    context: ReportContext,
-    outputs: Sequence[Output],
-    folder: Path,
-) -> Iterator[Output]:
-    """summary.json, summary.md, the run's description and its tags, of all that came before."""
-    sentence = reports.verdict_sentence(robust, context)
-    facts = {
-        "metrics": tracking.metrics(outputs),
-        "verdict": sentence,
-        "messages": list(context.messages),
-        **subject.facts(),
-    }
-    yield tracking.text_file(folder, "summary.json", json.dumps(facts, indent=2, sort_keys=True) + "\n")
-    yield tracking.text_file(folder, "summary.md", reports.summary_markdown(context, robust, noise, bias))
-    resolved = subject.resolved
-    if resolved.run_id is not None and resolved.experiment_id is not None:
-        paths = ["summary.md", *(item.path for item in tracking.artifacts(outputs))]
-        yield Note(reports.description_block(context, resolved.experiment_id, resolved.run_id, paths, sentence))
-    yield Tag("version", __version__)
-    yield Tag("verdict", sentence)
-
-
-def _manifest(subject: Subject, claim: Claim | None, outputs: Sequence[Output]) -> Manifest:
-    """The list of this audit's files, with the contests of an earlier one of the same model and data."""
-    files = tracking.listing(tracking.artifacts(outputs))
-    fingerprint = subject.auditor.fingerprint
-    if claim is not None and claim.previous is not None and claim.previous.fingerprint == fingerprint:
-        kept = claim.previous.artifacts.items()
-        files = {**{path: dict(entry) for path, entry in kept if path.startswith("contest/")}, **files}
-    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    audit_id = uuid.uuid4().hex if claim is None else claim.audit_id
-    return Manifest(audit_id, fingerprint, created, files, subject.facts())

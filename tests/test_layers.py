@@ -23,6 +23,7 @@ LAYERS = (
     {"auditor"},
     {"tracking"},
     {"reports"},
+    {"stages"},
     {"audit", "comparison"},
     {"autolog", "cli", "corrected", "demo", "evaluator", "gate", "provider"},
 )

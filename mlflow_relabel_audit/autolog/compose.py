@@ -15,19 +15,19 @@ import scipy.sparse as sp
 
 from mlflow_relabel_audit import tracking
 from mlflow_relabel_audit.analyses.robustness import RobustnessResult, summarise
-from mlflow_relabel_audit.audit import (
-    _context,
-    _hessian_stage,
-    _manifest,
-    _noise,
-    _noise_stage,
-    _robustness_stage,
-    _summary_stage,
-)
 from mlflow_relabel_audit.auditor import Auditor
 from mlflow_relabel_audit.autolog.capture import Capture
 from mlflow_relabel_audit.autolog.settings import Settings
 from mlflow_relabel_audit.errors import RelabelAuditError, RequestError
+from mlflow_relabel_audit.stages import (
+    find_noise,
+    hessian_stage,
+    manifest_of,
+    noise_stage,
+    report_context,
+    robustness_stage,
+    summary_stage,
+)
 from mlflow_relabel_audit.tracking import Metric, Output, Store, Subject, TableRows, snapshot
 from mlflow_relabel_audit.tracking.store import failures
 
@@ -81,26 +81,18 @@ def audit_fit(
             with tracking.caught_warnings() as caught:
                 subject = _subject(store, resolved, estimator, capture, settings)
                 robust, subject = _robustness(subject, end)
-                noise = _noise(subject, robust) if time.monotonic() < end else None
+                noise = find_noise(subject, robust) if time.monotonic() < end else None
             if noise is None:
                 caught.append("the noise audit was left out: the time budget was spent")
-            context = _context(subject, False, caught)
+            context = report_context(subject, False, caught)
             files = folder / "files"
-            outputs: list[Output] = [*_robustness_stage(robust, context, files)]
+            outputs: list[Output] = [*robustness_stage(robust, context, files)]
             if noise is not None:
-                outputs += _noise_stage(noise, None, context, files)
-            outputs += _hessian_stage(subject, files)
+                outputs += noise_stage(noise, None, context, files)
+            outputs += hessian_stage(subject, files)
             outputs.append(Metric("seconds", time.monotonic() - began))
-            outputs += _summary_stage(
-                subject,
-                robust,
-                noise,  # type: ignore[arg-type]  # None is said in the summary by leaving it out
-                None,
-                context,
-                outputs,
-                files,
-            )
-            manifest = _manifest(subject, claim, outputs)
+            outputs += summary_stage(subject, robust, noise, None, context, outputs, files)
+            manifest = manifest_of(subject, claim, outputs)
             if given_up():
                 raise TimeBudgetError("the time budget was spent before the audit could be written")
             tracking.publish(store, claim, outputs, manifest=manifest)
@@ -112,20 +104,20 @@ def audit_fit(
 def _subject(
     store: Store, resolved: tracking.ResolvedModel, estimator: Any, capture: Capture, settings: Settings
 ) -> Subject:
-    training = _rows(capture.X, capture.y, "training data", "the rows given to fit", capture.sample_weight)
+    training = table_rows(capture.X, capture.y, "training data", "the rows given to fit", capture.sample_weight)
     said = []
     if settings.eval_data is None:
         evaluation = training
         said.append("no evaluation data given to autolog: the predictions on the training rows are audited")
     else:
-        evaluation = _rows(*settings.eval_data, "evaluation data", "the rows given to autolog")
+        evaluation = table_rows(*settings.eval_data, "evaluation data", "the rows given to autolog")
     auditor = Auditor(estimator, training.X, training.y, sample_weight=training.weight, threshold=settings.threshold)
     on_training = settings.eval_data is None
     subject = Subject(store, resolved, training, evaluation, auditor, on_training, tuple(said))
     return subject.sampled(settings.max_predictions)
 
 
-def _rows(X: Any, y: Any, what: str, source: str, weight: Any = None) -> TableRows:
+def table_rows(X: Any, y: Any, what: str, source: str, weight: Any = None) -> TableRows:
     """Rows in a form that can be indexed; row ids are positions."""
     if sp.issparse(X):
         X = sp.csr_matrix(X)
@@ -174,7 +166,7 @@ def _robustness(subject: Subject, end: float) -> tuple[RobustnessResult, Subject
 
 def _store_rows(store: Store, run_id: str, model_id: str, capture: Capture, folder: Path) -> None:
     """Keep the training rows in the run, their description last."""
-    rows = _rows(capture.X, capture.y, "training data", "the rows given to fit", capture.sample_weight)
+    rows = table_rows(capture.X, capture.y, "training data", "the rows given to fit", capture.sample_weight)
     files = snapshot.save(folder, rows.X, rows.y, model_id=model_id, sample_weight=rows.weight)
     with failures(f"storing the training rows in run {run_id}"):
         for file in files:

@@ -17,10 +17,10 @@ from mlflow.models.evaluation.base import EvaluationResult
 
 from mlflow_relabel_audit import reports, tracking
 from mlflow_relabel_audit.analyses.robustness import RobustnessResult
-from mlflow_relabel_audit.audit import _context
 from mlflow_relabel_audit.auditor import Auditor
-from mlflow_relabel_audit.autolog.compose import _rows
+from mlflow_relabel_audit.autolog.compose import table_rows
 from mlflow_relabel_audit.errors import RequestError, UnsupportedModelError
+from mlflow_relabel_audit.stages import report_context
 from mlflow_relabel_audit.tracking import Columns, LoadedModel, ResolvedModel, Store, Subject, TableRows
 
 NAME = "relabel_audit"
@@ -73,7 +73,7 @@ def _evaluate(
             search=config.get("search", "prefix"),
             row_ids=rows.row_ids,
         )
-    context = _context(subject, False, caught)
+    context = report_context(subject, False, caught)
     page = tracking.text_file(folder, "robustness.html", reports.render_robustness(result, context))
     table = tracking.parquet_file(folder, "predictions.parquet", result.predictions)
     for item in (page, table):
@@ -122,7 +122,7 @@ def _subject(
         resolved = tracking.resolve(store, model_uri=f"models:/{model_id}")
     training = _training(store, resolved, estimator, config, folder)
     name = f"dataset {dataset.name}" if dataset.name else "the evaluated dataset"
-    evaluation = _rows(_features(estimator, dataset.features_data), dataset.labels_data, "evaluation data", name)
+    evaluation = table_rows(_features(estimator, dataset.features_data), dataset.labels_data, "evaluation data", name)
     with tracking.caught_warnings() as caught:
         auditor = Auditor(
             estimator,
@@ -141,7 +141,7 @@ def _training(store: Store, resolved: ResolvedModel, estimator: Any, config: dic
     if isinstance(given, tuple):
         if len(given) not in (2, 3):
             raise RequestError(f"train_data: got a tuple of {len(given)}; pass (X, y) or (X, y, sample_weight)")
-        return _rows(given[0], given[1], "training data", "the rows given to the evaluator", *given[2:])
+        return table_rows(given[0], given[1], "training data", "the rows given to the evaluator", *given[2:])
     if given is not None and not isinstance(given, (str, Path)):
         raise RequestError(f"train_data: got {type(given).__name__}; pass a tuple (X, y), or a path or URI")
     names = getattr(estimator, "feature_names_in_", None)
