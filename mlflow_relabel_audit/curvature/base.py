@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, Protocol
 
 import numpy as np
+from scipy.linalg import LinAlgError, cholesky, lapack
 
 from mlflow_relabel_audit.errors import SingularHessianError
 from mlflow_relabel_audit.problem import FloatArray, IntArray
@@ -63,6 +64,26 @@ def singular(detail: str) -> SingularHessianError:
         f"Hessian: singular ({detail}), so a label's influence is not defined; remove constant or duplicated "
         "columns, or fit with an l2 penalty (a finite C)"
     )
+
+
+def cholesky_factor(matrix: FloatArray) -> tuple[FloatArray, float]:
+    """Lower factor and condition number (1-norm, estimated) of a symmetric matrix, which is overwritten.
+
+    Raises
+    ------
+    SingularHessianError
+        It is singular to working precision.
+    """
+    norm = float(np.abs(matrix).sum(axis=0).max(initial=0.0))
+    try:
+        lower = cholesky(matrix, lower=True, overwrite_a=True, check_finite=False)
+    except LinAlgError as error:
+        raise singular(f"its Cholesky factorisation broke down: {error}") from error
+    reciprocal, _ = lapack.dpocon(lower, norm, uplo="L")
+    condition = 1.0 / reciprocal if reciprocal > 0 else np.inf
+    if not condition < MAX_CONDITION:
+        raise singular(f"condition number {condition:.1e}")
+    return lower, float(condition)
 
 
 def solved_row_norms(curvature: Curvature, rows: Rows, length: int = 256) -> FloatArray:

@@ -11,9 +11,9 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
-from scipy.linalg import LinAlgError, cho_solve, cholesky, lapack
+from scipy.linalg import cho_solve
 
-from mlflow_relabel_audit.curvature.base import MAX_CONDITION, singular, solved_row_norms
+from mlflow_relabel_audit.curvature.base import cholesky_factor, singular, solved_row_norms
 from mlflow_relabel_audit.problem import FloatArray, IntArray
 from mlflow_relabel_audit.rows import Rows
 
@@ -64,16 +64,8 @@ class DualCurvature:
         kernel *= root[:, None]
         kernel *= root
         kernel[np.diag_indices(rows.n)] += 1.0
-        norm = float(np.abs(kernel).sum(axis=0).max(initial=0.0))
-        try:
-            lower = cholesky(kernel, lower=True, overwrite_a=True, check_finite=False)
-        except LinAlgError as error:
-            raise singular(f"its Cholesky factorisation broke down: {error}") from error
-        reciprocal, _ = lapack.dpocon(lower, norm, uplo="L")
-        condition = 1.0 / reciprocal if reciprocal > 0 else np.inf
-        if not condition < MAX_CONDITION:
-            raise singular(f"condition number {condition:.1e}")
-        return cls(lower, float(condition), rows, diagonal, penalty)
+        lower, condition = cholesky_factor(kernel)
+        return cls(lower, condition, rows, diagonal, penalty)
 
     def _inner(self, right: FloatArray) -> FloatArray:
         return np.asarray(cho_solve((self.lower, True), right, check_finite=False))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
-from scipy.linalg import LinAlgError, cho_solve, cholesky, lapack, solve_triangular
+from scipy.linalg import cho_solve, lapack, solve_triangular
 
-from mlflow_relabel_audit.curvature.base import MAX_CONDITION, singular
+from mlflow_relabel_audit.curvature.base import cholesky_factor
 from mlflow_relabel_audit.problem import FloatArray, IntArray
 from mlflow_relabel_audit.rows import Rows
 
@@ -33,20 +33,7 @@ class PrimalCurvature:
         """
         hessian = rows.gram(diagonal)
         hessian[np.diag_indices(rows.p)] += penalty
-        return cls._decompose(hessian)
-
-    @classmethod
-    def _decompose(cls, hessian: FloatArray) -> PrimalCurvature:
-        norm = float(np.abs(hessian).sum(axis=0).max(initial=0.0))
-        try:
-            lower = cholesky(hessian, lower=True, overwrite_a=True, check_finite=False)
-        except LinAlgError as error:
-            raise singular(f"its Cholesky factorisation broke down: {error}") from error
-        reciprocal, _ = lapack.dpocon(lower, norm, uplo="L")
-        condition = 1.0 / reciprocal if reciprocal > 0 else np.inf
-        if not condition < MAX_CONDITION:
-            raise singular(f"condition number {condition:.1e}")
-        return cls(lower, float(condition))
+        return cls(*cholesky_factor(hessian))
 
     def solve(self, right: FloatArray) -> FloatArray:
         """``H^-1 right``, shape (p,) or (p, B)."""
@@ -62,7 +49,7 @@ class PrimalCurvature:
             hessian += (part.T @ part.multiply(change[:, None]).tocsr()).toarray()
         else:
             hessian += part.T @ (part * change[:, None])
-        return self._decompose(hessian)
+        return PrimalCurvature(*cholesky_factor(hessian))
 
     def row_norms(self, rows: Rows) -> FloatArray:
         """``||x_i||_{H^-1}`` of every row, shape (n,)."""
