@@ -140,7 +140,7 @@ def summary_stage(
     yield tracking.text_file(folder, "summary.md", reports.summary_markdown(context, robust, noise, bias))
     resolved = subject.resolved
     if resolved.run_id is not None and resolved.experiment_id is not None:
-        paths = ["summary.md", *(item.path for item in tracking.artifacts(outputs))]
+        paths = list(dict.fromkeys(["summary.md", *(item.path for item in tracking.artifacts(outputs))]))
         yield Note(reports.description_block(context, resolved.experiment_id, resolved.run_id, paths, sentence))
     yield Tag("version", __version__)
     yield Tag("verdict", sentence)

@@ -114,7 +114,9 @@ def test_audit_of_a_scaled_regression(logged, tmp_path):
     assert (run.info.status, run.info.end_time) == (before.info.status, before.info.end_time)
     assert run.data.metrics == {f"relabel_audit/{name}": value for name, value in result.summary.items()}
     assert run.data.tags["relabel_audit.status"] == "complete"
-    assert "robustness.html" in run.data.tags["mlflow.note.content"]
+    links = [line for line in run.data.tags["mlflow.note.content"].splitlines() if line.startswith("* ")]
+    assert any("robustness.html" in line for line in links)
+    assert len(set(links)) == len(links)
     model = store.client.get_logged_model(run.outputs.model_outputs[0].model_id)
     assert {item.key for item in model.metrics} == set(run.data.metrics)
     assert model.tags["relabel_audit.verdict"] == run.data.tags["relabel_audit.verdict"]

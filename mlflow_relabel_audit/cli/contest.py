@@ -81,7 +81,9 @@ def show(outcome: ContestOutcome) -> None:
         if after is not None:
             click.echo(f"Probability once they are changed: {after:.3f}")
     if result.k_lower is not None and result.k_lower > 1:
-        click.echo(f"No {result.k_lower - 1:,} labels can flip it, whichever are chosen: certified.")
+        fewer = result.k_lower - 1
+        none = "single label" if fewer == 1 else f"{fewer:,} labels"
+        click.echo(f"No {none} can flip it, whichever chosen: certified.")
     if result.removal is not None and result.removal.found:
         click.echo(f"Removing training rows instead takes {result.removal.k:,}.")
     click.echo(f"\nReport  {outcome.report_location}")
