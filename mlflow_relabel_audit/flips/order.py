@@ -20,7 +20,7 @@ from mlflow_relabel_audit.rows import Rows
 
 BUFFER_BYTES = 2**27
 MAX_BLOCK = 256
-FIRST_HEAD = 256
+FIRST_HEAD = 32
 SAMPLE = 512
 TINY = np.finfo(np.float32).tiny
 CHUNK_BYTES = 2**20
@@ -180,71 +180,95 @@ def rank_block(
     goal_paper = np.abs(probability - threshold) / np.maximum(spread, 1e-300)
     coefficient = (-effect.coefficient).astype(np.float32)
     shift = -(effect.shared @ direction)
+    balanced = bool(np.any(effect.shared))
+
+    def rank_some(some: slice) -> tuple[list[InfluenceOrder], list[bool]]:
+        influence = response[some] * coefficient
+        if balanced:
+            influence += (shift[some, None] * effect.count).astype(np.float32)
+        return _rank_chunk(influence, goal[some], goal_paper[some])
+
     chunk = max(1, CHUNK_BYTES // (4 * rows.n))
     orders: list[InfluenceOrder] = []
+    doubtful: list[bool] = []
     for start in range(0, len(margin), chunk):
-        some = slice(start, start + chunk)
-        influence = response[some] * coefficient
-        if np.any(effect.shared):
-            influence += (shift[some, None] * effect.count).astype(np.float32)
-        ranked, doubtful = _rank_chunk(influence, goal[some], goal_paper[some])
-        for t, (order, doubt) in enumerate(zip(ranked, doubtful, strict=True), start):
-            if doubt:
-                order = _decide(rows, effect, order, direction[:, t], shift[t], goal[t], goal_paper[t])
-            orders.append(order)
+        ranked, doubts = rank_some(slice(start, start + chunk))
+        orders += ranked
+        doubtful += doubts
+    for t in np.flatnonzero(doubtful):
+        orders[t] = _decide(rows, effect, orders[t], direction[:, t], shift[t], goal[t], goal_paper[t])
     return orders
 
 
 def _rank_chunk(
     influence: FloatArray, goal: FloatArray, goal_paper: FloatArray
 ) -> tuple[list[InfluenceOrder], list[bool]]:
-    """Rank each row of float32 influences, shape (C, n); heads grow fourfold until they reach their goals.
+    """Rank each row of float32 influences, shape (C, n); a head that falls short of its goals grows eightfold.
 
     Also tells which rows' sums come so near to a goal that float32 may have decided.
     """
     n = influence.shape[1]
     orders: dict[int, InfluenceOrder] = {}
-    doubtful = [False] * len(goal)
-    reachable = 1.001 * np.maximum(influence, 0.0).sum(axis=1)
-    need = 1.25 * np.where(goal_paper <= reachable, np.maximum(goal, goal_paper), goal)
+    doubtful = np.zeros(len(goal), dtype=bool)
+    need = 1.25 * goal
     pending = np.arange(len(goal))
     head = min(FIRST_HEAD, n)
     while pending.size:
         values = influence if len(pending) == len(influence) else influence[pending]
-        floor = _floor(values, head)
+        floor = _floor(values, need[pending], head)
         index, gains, counts = _heads(values, floor)
         total = np.cumsum(gains, axis=1)
         complete = floor <= TINY
         done = complete | (total[:, -1] >= need[pending]) if total.shape[1] else complete
-        sizes, close = [], np.zeros(len(pending), dtype=bool)
+        sizes = []
         for wanted in (goal[pending, None], goal_paper[pending, None]):
             crossed = (total <= wanted).sum(axis=1) + 1
             sizes.append(np.where(crossed <= counts, crossed, 0))
-            close |= (np.abs(total - wanted) <= CLOSE * wanted).any(axis=1)
+            doubtful[pending] |= (np.abs(total - wanted) <= CLOSE * wanted).any(axis=1)
+        past = pending[done & ~complete & (sizes[1] == 0)]
+        beyond = dict(zip(past.tolist(), _counts(influence[past], goal_paper[past]), strict=True))
         for row in np.flatnonzero(done):
             t, count = int(pending[row]), int(counts[row])
+            k_paper = beyond.get(t, int(sizes[1][row]))
             orders[t] = InfluenceOrder(
-                index[row, :count], gains[row, :count], bool(complete[row]), int(sizes[0][row]), int(sizes[1][row])
+                index[row, :count], gains[row, :count], bool(complete[row]), int(sizes[0][row]), k_paper
             )
-            doubtful[t] = bool(close[row])
         pending = pending[~done]
-        head = min(4 * head, n)
-    return [orders[t] for t in range(len(goal))], doubtful
+        head = min(8 * head, n)
+    return [orders[t] for t in range(len(goal))], doubtful.tolist()
 
 
-def _floor(values: FloatArray, head: int) -> FloatArray:
-    """A value that about ``head`` entries of each row reach, read off a sample; the least positive one at the end.
+def _counts(influence: FloatArray, goal: FloatArray) -> list[int]:
+    """How many of each row's largest influences add up beyond a goal past the head, 0 where all do not."""
+    if not len(influence):
+        return []
+    reachable = 1.001 * np.maximum(influence, 0.0).sum(axis=1)
+    floor = _floor(influence, goal, 1)
+    found = []
+    for row, wanted, least, most in zip(influence, goal, floor, reachable, strict=True):
+        k = 0
+        for bound in (least, TINY):
+            if most > wanted and not k:
+                reaching = row[row >= bound]
+                k = _crossing(np.cumsum(-np.sort(-reaching), dtype=np.float64), float(wanted))
+        found.append(k)
+    return found
 
-    Any floor gives an exact head of the order, whatever its length; a full selection would cost as much as the
-    product.
+
+def _floor(values: FloatArray, need: FloatArray, head: int) -> FloatArray:
+    """A value such that the entries that reach it add up to about ``need``, and are about ``head`` at least.
+
+    Read off a sorted sample of each row; the least positive float where the sample does not reach. Any floor gives
+    an exact head of the order, whatever its length; a full selection would cost as much as the product.
     """
     n = values.shape[1]
-    sample = values[:, :: max(1, n // SAMPLE)]
-    rank = -(-head * sample.shape[1] // n)
-    if head >= n or rank >= sample.shape[1]:
-        return np.full(len(values), TINY)
-    cut = sample.shape[1] - rank
-    return np.maximum(np.partition(sample, cut, axis=1)[:, cut], TINY)
+    stride = max(1, n // SAMPLE)
+    sample = -np.sort(-values[:, ::stride], axis=1)
+    size = sample.shape[1]
+    total = np.cumsum(sample, axis=1) * np.float32(stride)
+    rank = np.maximum((total < 1.15 * need[:, None]).sum(axis=1) + 2, -(-head * size // n))
+    found = np.take_along_axis(sample, np.minimum(rank, size - 1)[:, None], axis=1)[:, 0]
+    return np.where(rank < size, np.maximum(found, TINY), TINY)
 
 
 def _heads(values: FloatArray, floor: FloatArray) -> tuple[IntArray, FloatArray, IntArray]:
@@ -290,7 +314,10 @@ def _decide(
     ranked = ranked[gains[ranked] > 0]
     gains = gains[ranked]
     total = np.cumsum(gains)
-    return InfluenceOrder(index[ranked], gains, order.complete, _crossing(total, goal), _crossing(total, goal_paper))
+    k_paper = _crossing(total, goal_paper)
+    if not k_paper and not order.complete:
+        k_paper = order.k_paper
+    return InfluenceOrder(index[ranked], gains, order.complete, _crossing(total, goal), k_paper)
 
 
 def complete_order(

@@ -15,16 +15,21 @@ EXACT_NORMS = 1024
 SPECTRAL_LEVELS = (0.35, 0.7)
 """Values of q tried in the spectral bound."""
 
+LEAST_KAPPA = 1e-100
+"""Below this a spectral bound says nothing."""
 
-def spectral_bound(now: FloatArray, reference: FloatArray, squares: FloatArray) -> float:
+
+def spectral_bound(now: FloatArray, reference: FloatArray, squares: FloatArray, scale: float = 1.0) -> float:
     """Kappa of one column: the Hessian of weights ``now`` is at least kappa times that of ``reference``.
 
-    ``squares`` are the rows' squared norms under the reference, shape (n,), or upper bounds of them.
+    ``scale`` times ``squares`` bounds the rows' squared norms under the reference, shape (n,).
     """
     known = reference > 0
     least = float((now[known] / reference[known]).min(initial=1.0))
-    levels = [level - float(squares @ np.maximum(level * reference - now, 0.0)) for level in SPECTRAL_LEVELS]
-    return max(least, *levels)
+    if not np.isfinite(scale):
+        return least
+    short = [scale * float(squares @ np.maximum(level * reference - now, 0.0)) for level in SPECTRAL_LEVELS]
+    return max(least, *(level - missing for level, missing in zip(SPECTRAL_LEVELS, short, strict=True)))
 
 
 def largest_norm(rows: Rows, own: Curvature, squares: FloatArray, below: float, count: int) -> float:

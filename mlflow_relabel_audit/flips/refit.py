@@ -40,7 +40,7 @@ import scipy.sparse as sp
 
 from mlflow_relabel_audit.curvature import Curvature, StationaryPoint
 from mlflow_relabel_audit.curvature.stationary import sigmoid
-from mlflow_relabel_audit.flips.reference import EXACT_NORMS, SPECTRAL_LEVELS, largest_norm, spectral_bound
+from mlflow_relabel_audit.flips.reference import EXACT_NORMS, LEAST_KAPPA, SPECTRAL_LEVELS, largest_norm, spectral_bound
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect
 from mlflow_relabel_audit.problem import FloatArray, IntArray, Problem
 from mlflow_relabel_audit.rows import Rows
@@ -167,13 +167,14 @@ class RefitBlock:
         self.response[:, slot] = response * (1.0 + 2.0**-22)  # float32 may round down, the bound has to stay one
         self._target_norm[slot] = math.sqrt(max(float(self.targets[:, slot] @ u), 0.0))
         below = spectral_bound(reference, fitted, self._square_row_norms)
-        self._leverage_scale[slot] = 1.0 / max(below, 1e-300)
+        self._leverage_scale[slot] = 1.0 / below if below > LEAST_KAPPA else np.inf
         self._norm_max[slot] = largest_norm(
             rows, own, self._square_row_norms, below, rows.n if count == rows.n else EXACT_NORMS
         )
-        self.kappa[slot] = spectral_bound(now, reference, self._square_row_norms * self._leverage_scale[slot])
+        self.kappa[slot] = spectral_bound(now, reference, self._square_row_norms, self._leverage_scale[slot])
         moved = (reference - now) * response
-        self._q[slot] = float(np.sum(moved**2 / np.maximum(now, np.finfo(float).tiny)))
+        with np.errstate(over="ignore"):
+            self._q[slot] = float(np.sum(moved**2 / np.maximum(now, np.finfo(float).tiny)))
         self._c[slot] = float(now @ response**2)
         self._rho[slot] = 0.0
         self.products += 1
@@ -289,8 +290,9 @@ class RefitBlock:
             gradient += block.pull(residual)
             self._prove_sums(part, self._curvature[part], q, c, least, short)
         changed = np.arange(self.width) if slots is None else slots
-        levels = (np.asarray(SPECTRAL_LEVELS)[:, None] - short * self._leverage_scale).max(axis=0)
-        kappa = np.maximum(np.minimum(least, 1.0), levels)
+        with np.errstate(invalid="ignore"):  # 0 times inf: nothing is known by leverages
+            levels = (np.asarray(SPECTRAL_LEVELS)[:, None] - short * self._leverage_scale).max(axis=0)
+        kappa = np.fmax(np.minimum(least, 1.0), levels)
         self.gradient[:, changed] = gradient[:, changed]
         self.kappa[changed], self._q[changed], self._c[changed] = kappa[changed], q[changed], c[changed]
         self.products += len(changed)
@@ -318,7 +320,7 @@ class RefitBlock:
         away *= away
         with np.errstate(over="ignore"):  # a row whose curvature is gone: nothing can be proved, and inf says so
             np.divide(away, np.maximum(curvature, np.finfo(float).tiny), out=weighted)
-        q += weighted.sum(axis=0)
+            q += weighted.sum(axis=0)
 
     # -- one iteration ---------------------------------------------------------------------------------------
 
