@@ -8,11 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from tests.servers import Server
 
 if TYPE_CHECKING:
     from mlflow_relabel_audit.tracking import Store
+
+# A change is judged on the same examples every time; new ones are looked for on a developer's machine.
+settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
 
 # Before MLflow is first imported: no telemetry, no bars, no minutes of retries against a server that is dead
 # on purpose, no git.
