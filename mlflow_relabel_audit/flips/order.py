@@ -160,7 +160,7 @@ def estimate(
         toward = np.where(margin > 0, -1.0, 1.0)
         direction = point.curvature.solve(targets)
         response = respond(rows, direction * toward, buffer[: stop - start])
-        orders = rank_block(rows, effect, margin, direction * toward, response, point, cut)
+        orders = rank_block(rows, effect, margin, direction * toward, response, cut)
         yield EstimateBlock(start, stop, targets, margin, direction, response, toward, orders)
 
 
@@ -170,7 +170,6 @@ def rank_block(
     margin: FloatArray,
     direction: FloatArray,
     response: FloatArray,
-    point: StationaryPoint,
     cut: float,
 ) -> list[InfluenceOrder]:
     """Rank the rows for each prediction of a block, from ``response = direction' X'`` toward the flip."""
@@ -181,18 +180,15 @@ def rank_block(
     coefficient = (-effect.coefficient).astype(np.float32)
     shift = -(effect.shared @ direction)
     balanced = bool(np.any(effect.shared))
-
-    def rank_some(some: slice) -> tuple[list[InfluenceOrder], list[bool]]:
-        influence = response[some] * coefficient
-        if balanced:
-            influence += (shift[some, None] * effect.count).astype(np.float32)
-        return _rank_chunk(influence, goal[some], goal_paper[some])
-
     chunk = max(1, CHUNK_BYTES // (4 * rows.n))
     orders: list[InfluenceOrder] = []
     doubtful: list[bool] = []
     for start in range(0, len(margin), chunk):
-        ranked, doubts = rank_some(slice(start, start + chunk))
+        some = slice(start, start + chunk)
+        influence = response[some] * coefficient
+        if balanced:
+            influence += (shift[some, None] * effect.count).astype(np.float32)
+        ranked, doubts = _rank_chunk(influence, goal[some], goal_paper[some])
         orders += ranked
         doubtful += doubts
     for t in np.flatnonzero(doubtful):
