@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from benchmarks.paper.bench import Bench
 from mlflow_relabel_audit.analyses.noise_curve import noise_curve
@@ -20,7 +21,8 @@ def mislabelled(bench: Bench) -> dict[str, Any]:
     n = len(bench.data.y)
     planted = rng.permutation(n)[: min(PLANTED, n // 10)]
     noisy = bench.relabelled(planted)
-    wrong = np.flatnonzero(~noisy.correct())
+    errors = np.flatnonzero(~noisy.correct())
+    wrong = np.sort(rng.permutation(errors)[: bench.sizes.errors])
     found = noisy.auditor.robustness(
         noisy.data.X_test[wrong],
         certify=False,
@@ -37,8 +39,9 @@ def mislabelled(bench: Bench) -> dict[str, Any]:
     return {
         "planted": len(planted),
         "rows": n,
-        "misclassified": len(wrong),
-        "newly_misclassified": int(before[wrong].sum()),
+        "misclassified": len(errors),
+        "newly_misclassified": int(before[errors].sum()),
+        "asked": len(wrong),
         "verified": int(k.notna().sum()),
         "few": [
             {
@@ -106,8 +109,8 @@ def removal(bench: Bench) -> dict[str, Any]:
         ):
             table = here.auditor.removal(X_test, **options)
             methods[label] = [
-                _row(ids, marked, None if flipped is None or flipped is not True and flipped is not False else flipped)
-                for ids, flipped in zip(table["train_ids"], table["flipped"].astype(object), strict=True)
+                _row(ids, marked, None if pd.isna(flipped) else bool(flipped))
+                for ids, flipped in zip(table["train_ids"], table["flipped"], strict=True)
             ]
             bench.progress(4 * at + 2 + step, 8)
         out[name] = methods

@@ -20,12 +20,14 @@ RESTS_ON = {
     "k": ("predictions", "confirmed"),
     "published": ("refitted",),
     "orders": ("ordered",),
+    "mislabelled": ("errors",),
     "noise-curve": ("curve", "draws"),
     "removal": ("removed",),
     "tag": ("errors",),
     "cost": ("timed", "timed_rows"),
 }
-"""The sizes each experiment's result depends on."""
+"""The sizes each experiment's result depends on, beside those all do."""
+OF_ALL = ("wide", "words")
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ class Runner:
         return failed
 
     def steps(self, entry: Entry, names: tuple[str, ...]) -> Iterator[tuple[Experiment, str, int]]:
-        for penalty in BOTH:
+        for penalty in BOTH if self.sizes.tuned else PAPERS:
             for experiment in EXPERIMENTS:
                 if experiment.name in names and penalty in experiment.penalties and experiment.fits(entry):
                     for seed in experiment.seeds(self.sizes):
@@ -135,22 +137,26 @@ class Runner:
         """All that a result depends on; None while the tuned penalty is not known."""
         l2 = entry.l2 if penalty == "paper" else self.tuned(entry)
         sizes = asdict(self.sizes)
-        rests = {name: sizes[name] for name in RESTS_ON.get(experiment.name, ())}
+        rests = {name: sizes[name] for name in (*RESTS_ON[experiment.name], *OF_ALL)}
         described = {"features": entry.features, "column": entry.column, "threshold": entry.threshold}
         return None if l2 is None else {"l2": l2, **described, **rests}
 
+    def searched(self, entry: Entry) -> dict[str, Any]:
+        """What the tuned penalty depends on."""
+        return {"features": entry.features, "column": entry.column, "words": self.sizes.words}
+
     def tuned(self, entry: Entry) -> float | None:
         """The tuned penalty, None where it has not been looked for."""
-        found = self.store.read(Key(entry.name, "penalty", "tuned"), {"features": entry.features})
+        found = self.store.read(Key(entry.name, "penalty", "tuned"), self.searched(entry))
         return None if found is None else float(found["l2"])
 
     def bench(self, entry: Entry, penalty: str, held: dict[str, Bench], meter: Meter) -> Bench:
-        data: Set = next(iter(held.values())).data if held else entry.load(self.folder)
+        data: Set = next(iter(held.values())).data if held else entry.load(self.folder, self.sizes.words)
         if penalty == "tuned":
             l2 = self.tuned(entry)
             if l2 is None:
                 l2, losses = tune(data)
                 key = Key(entry.name, "penalty", "tuned")
-                self.store.write(key, {"features": entry.features}, {"l2": l2, "losses": losses})
+                self.store.write(key, self.searched(entry), {"l2": l2, "losses": losses})
             data = replace(data, l2=l2)
         return Bench(entry, self.folder, data, self.sizes, progress=meter.progress)

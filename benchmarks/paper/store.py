@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +46,10 @@ class Store:
         fits = settings is None or held["settings"] == _plain(settings)
         return held["result"] if fits else None
 
+    def settings(self, key: Key) -> dict[str, Any]:
+        """Settings of a result that is held."""
+        return json.loads(self.path(key).read_text(encoding="utf-8"))["settings"]
+
     def write(self, key: Key, settings: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
         """Keep a result, whole or not at all, and return it as it will be read."""
         path = self.path(key)
@@ -54,7 +57,7 @@ class Store:
         held = _plain({"key": vars(key), "settings": settings, "result": result})
         part = path.with_suffix(".part")
         part.write_text(json.dumps(held, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(part, path)
+        part.replace(path)
         return held["result"]
 
     def every(self, experiment: str) -> list[tuple[Key, dict[str, Any]]]:
