@@ -8,10 +8,10 @@ from sklearn.pipeline import make_pipeline
 from mlflow_relabel_audit import Auditor
 
 # Short product reviews, drawn here so that the script runs anywhere; 5 % of the training labels are wrong.
-GOOD = "excellent sturdy quick lovely reliable bright comfortable quiet generous handy".split()
-BAD = "broken flimsy slow late noisy leaking dull missing scratched useless".split()
-THINGS = "kettle lamp chair radio blanket charger drill jacket tent printer".split()
-FILLER = "arrived used bought again still rather really quite after before with without my the".split()
+GOOD = ["excellent", "sturdy", "quick", "lovely", "reliable", "bright", "comfortable", "quiet", "generous", "handy"]
+BAD = ["broken", "flimsy", "slow", "late", "noisy", "leaking", "dull", "missing", "scratched", "useless"]
+THINGS = ["kettle", "lamp", "chair", "radio", "blanket", "charger", "drill", "jacket", "tent", "printer"]
+FILLER = ["arrived", "used", "bought", "again", "still", "rather", "really", "quite", "after", "with", "my", "the"]
 
 
 def review(rng, good):

@@ -40,11 +40,10 @@ class Sizes:
     seeds: int
     wide: float = 0.25
     words: int | None = None  # vocabulary of counts
-    tuned: bool = True  # also at the tuned penalty
 
 
 FULL = Sizes(400, 120, 20, 24, 200, 5, 40, 300, 1000, 25_000, 3)
-QUICK = Sizes(40, 8, 3, 5, 25, 1, 5, 25, 50, 4_000, 1, wide=1.0, words=1000, tuned=False)
+QUICK = Sizes(40, 8, 3, 5, 25, 1, 5, 25, 50, 4_000, 1, wide=1.0, words=1000)
 WIDE = 2500
 
 

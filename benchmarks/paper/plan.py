@@ -94,8 +94,8 @@ class Meter:
 class Runner:
     """Runs what a store does not hold yet."""
 
-    def __init__(self, store: Store, folder: Path, sizes: Sizes) -> None:
-        self.store, self.folder, self.sizes = store, folder, sizes
+    def __init__(self, store: Store, folder: Path, sizes: Sizes, penalties: tuple[str, ...] = BOTH) -> None:
+        self.store, self.folder, self.sizes, self.penalties = store, folder, sizes, penalties
 
     def run(self, entries: list[Entry], names: tuple[str, ...]) -> list[str]:
         """Run the experiments of these names on these sets, set by set; a line for each that failed."""
@@ -127,7 +127,7 @@ class Runner:
         return failed
 
     def steps(self, entry: Entry, names: tuple[str, ...]) -> Iterator[tuple[Experiment, str, int]]:
-        for penalty in BOTH if self.sizes.tuned else PAPERS:
+        for penalty in self.penalties:
             for experiment in EXPERIMENTS:
                 if experiment.name in names and penalty in experiment.penalties and experiment.fits(entry):
                     for seed in experiment.seeds(self.sizes):
