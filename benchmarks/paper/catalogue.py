@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import scipy.sparse as sp
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
@@ -57,6 +58,18 @@ class Entry:
             names += [f"{self.data}_{part}_{VECTORS[self.features]}.npz" for part in ("train", "test")]
         return [folder / name for name in names]
 
+    def unfit(self, folder: Path) -> str:
+        """Why the set cannot be read; empty where it can."""
+        absent = [path.name for path in self.files(folder) if not path.exists()]
+        if absent:
+            return f"{', '.join(absent)} not in {folder}"
+        needed = {"label"} if self.features == "table" else {"label", self.column}
+        for path in self.files(folder)[:2]:
+            names = pq.read_schema(path).names
+            if lacking := sorted(needed - set(names)):
+                return f"no column {', '.join(lacking)} in {path.name}; it has {', '.join(names)}"
+        return ""
+
     def load(self, folder: Path, words: int | None = None) -> Set:
         """Read the set; ``words`` bounds the vocabulary of counts."""
         if self.features == "counts":
@@ -102,9 +115,8 @@ def chosen(
         else:
             entries += added(folder, name, text, 1.0 if l2 is None else l2, 0.5 if threshold is None else threshold)
     entries = entries if names else list(PAPER)
-    absent = {entry: [path.name for path in entry.files(folder) if not path.exists()] for entry in entries}
-    lines = [f"{entry.name}: {', '.join(files)} not in {folder}" for entry, files in absent.items() if files]
-    return [entry for entry, files in absent.items() if not files], lines
+    wrong = {entry: reason for entry in entries if (reason := entry.unfit(folder))}
+    return [entry for entry in entries if entry not in wrong], [f"{e.name}: {reason}" for e, reason in wrong.items()]
 
 
 def fast_solver(X: Any) -> str:

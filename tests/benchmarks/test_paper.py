@@ -102,9 +102,8 @@ def test_without_files_it_says_what_is_missing(
 
 
 def test_names_choose_sets(folder: Path, tmp_path: Path) -> None:
-    for entry in PAPER:
-        for path in entry.files(tmp_path):
-            path.touch()
+    for path in {path for entry in PAPER for path in entry.files(tmp_path)}:
+        pd.DataFrame({"text": ["a"], "label": [0]}).to_parquet(path)
     assert chosen(tmp_path, [], None, None, None) == (list(PAPER), [])
     assert [entry.name for entry in chosen(tmp_path, ["sst"], None, None, None)[0]] == [
         "sst-words",
@@ -116,6 +115,10 @@ def test_names_choose_sets(folder: Path, tmp_path: Path) -> None:
     entries, absent = chosen(folder, ["forms", "elsewhere"], None, None, None)
     assert [entry.name for entry in entries] == ["forms"]
     assert "elsewhere_train.parquet" in absent[0]
+    assert chosen(folder, ["notes"], "words", None, None) == (
+        [],
+        ["notes-counts: no column words in notes_train.parquet; it has note, label"],
+    )
 
 
 def test_a_table_is_encoded_without_its_id(folder: Path) -> None:
