@@ -103,8 +103,8 @@ def smaller(store: Store) -> list[tuple[str, str, str, str]]:
     return [
         (
             "its sets are the smallest it finds",
-            f"verified k is smaller on average in {less} of {total} set-and-penalty pairs; {len(beaten)} published sets "
-            f"are smaller than ours, and {flips} of them flip a refit run to the end",
+            f"verified k is smaller on average in {less} of {total} set-and-penalty pairs; {len(beaten)} published "
+            f"sets are smaller than ours, and {flips} of them flip a refit run to the end",
             AHEAD if less == total else DIFFERS,
             "the published sum is taken in probability, where the sigmoid saturates; near the threshold it stops short",
         )
@@ -172,10 +172,7 @@ def noise(store: Store) -> list[tuple[str, str, str, str]]:
             f"30 % of the labels tossed: k is {span(left)} of what it was, "
             f"accuracy {span([1.0 - part for part in lost])}",
             AGREES if len(faster) == len(left) else f"{AGREES} on {len(faster)} of {len(left)} sets",
-            ""
-            if len(faster) == len(left)
-            else f"not on {', '.join(other)}: few positives and a low threshold, so tossed "
-            "labels push predictions over it, and then further beyond",
+            "" if len(faster) == len(left) else f"not on {', '.join(other)}",
         )
     ]
 
