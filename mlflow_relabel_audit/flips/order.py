@@ -6,6 +6,7 @@ only the head of each order is kept, and grown where its sum falls short.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -38,8 +39,8 @@ class InfluenceOrder:
         training rows, the one that moves the margin furthest toward the flip first; equal ones by position.
     influence : ndarray of shape (K,), float64
         how far each moves the margin toward the flip, all positive.
-    complete : bool
-        whether every row with a positive influence is in the head.
+    floor : float
+        every row whose float32 influence reaches it is in the head; the least positive one where the head is complete.
     k_estimate : int
         labels whose summed influence carries the margin to zero; 0 where even all of them do not.
     k_paper : int
@@ -48,9 +49,14 @@ class InfluenceOrder:
 
     index: IntArray
     influence: FloatArray
-    complete: bool
+    floor: float
     k_estimate: int
     k_paper: int
+
+    @property
+    def complete(self) -> bool:
+        """Whether every row with a positive influence is in the head."""
+        return self.floor <= TINY
 
 
 @dataclass(frozen=True)
@@ -227,7 +233,7 @@ def _rank_chunk(
             t, count = int(pending[row]), int(counts[row])
             k_paper = beyond.get(t, int(sizes[1][row]))
             orders[t] = InfluenceOrder(
-                index[row, :count], gains[row, :count], bool(complete[row]), int(sizes[0][row]), k_paper
+                index[row, :count], gains[row, :count], float(floor[row]), int(sizes[0][row]), k_paper
             )
         pending = pending[~done]
         head = min(8 * head, n)
@@ -302,28 +308,58 @@ def _decide(
     goal: float,
     goal_paper: float,
 ) -> InfluenceOrder:
-    """Take the head's influences again in float64."""
-    index = np.sort(order.index)
-    response = np.asarray(rows.take(index) @ direction).ravel()
-    gains = -effect.coefficient[index] * response + shift * effect.count[index]
-    ranked = np.argsort(-gains, kind="stable")
-    ranked = ranked[gains[ranked] > 0]
-    gains = gains[ranked]
+    """Take the head's sums again from float64 influences."""
+    index, gains = _ranked(rows, effect, direction, shift, np.sort(order.index))
     total = np.cumsum(gains)
     k_paper = _crossing(total, goal_paper)
     if not k_paper and not order.complete:
         k_paper = order.k_paper
-    return InfluenceOrder(index[ranked], gains, order.complete, _crossing(total, goal), k_paper)
+    return InfluenceOrder(index, gains, order.floor, _crossing(total, goal), k_paper)
+
+
+def _ranked(
+    rows: Rows, effect: RelabelEffect, direction: FloatArray, shift: float, index: IntArray | None = None
+) -> tuple[IntArray, FloatArray]:
+    """Rank rows, all by default, whose influence is positive, from float64 products.
+
+    Influences are rounded to float32 before they are compared: identical rows then tie, and ties go by position,
+    however a product's own rounding falls.
+    """
+    if index is None:
+        index, response = np.arange(rows.n), rows.margins(direction)
+    else:
+        response = np.asarray(rows.take(index) @ direction).ravel()
+    gains = (shift * effect.count[index] - effect.coefficient[index] * response).astype(np.float32)
+    ranked = np.argsort(-gains, kind="stable")
+    ranked = ranked[gains[ranked] > 0]
+    return index[ranked], gains[ranked].astype(np.float64)
+
+
+def decided_head(
+    rows: Rows, effect: RelabelEffect, direction: FloatArray, toward: float, order: InfluenceOrder, error: float
+) -> InfluenceOrder:
+    """The part of a head whose order does not hang on float32, ranked by float64 products.
+
+    A prefix of the order is then the same set whatever predictions shared its block. ``error`` bounds the rounding
+    of any row's float32 influence; members within it of the floor are left out, as others may belong before them.
+    """
+    shift = -toward * float(effect.shared @ direction)
+    index, gains = _ranked(rows, effect, direction * toward, shift, np.sort(order.index))
+    if not order.complete:
+        error += 2.0**-22 * abs(shift) * float(np.abs(effect.count).max())
+        sure = int(np.searchsorted(-gains, -(order.floor + error)))
+        index, gains = index[:sure], gains[:sure]
+    return dataclasses.replace(order, index=index, influence=gains)
 
 
 def complete_order(
     rows: Rows, effect: RelabelEffect, direction: FloatArray, toward: float, order: InfluenceOrder
 ) -> InfluenceOrder:
-    """The whole order of one prediction in float64, for a search that outruns the head."""
-    response = rows.margins(direction * toward)
-    gains = -effect.coefficient * response - effect.count * float(effect.shared @ direction) * toward
-    positive = np.flatnonzero(gains > 0)
-    ranked = positive[np.argsort(-gains[positive], kind="stable")]
-    known = np.isin(ranked, order.index, assume_unique=True)
-    index = np.concatenate([order.index, ranked[~known]])
-    return InfluenceOrder(index, np.maximum(gains[index], 0.0), True, order.k_estimate, order.k_paper)
+    """The whole order of one prediction, for a search that outruns the head."""
+    shift = -toward * float(effect.shared @ direction)
+    index, gains = _ranked(rows, effect, direction * toward, shift)
+    known = np.isin(index, order.index, assume_unique=True)
+    index = np.concatenate([order.index, index[~known]])
+    return dataclasses.replace(
+        order, index=index, influence=np.concatenate([order.influence, gains[~known]]), floor=float(TINY)
+    )

@@ -253,10 +253,14 @@ class RefitBlock:
 
     # -- passes over the rows --------------------------------------------------------------------------------
 
-    def _residual(self, part: slice, z: FloatArray, by_class: FloatArray, curvature: FloatArray) -> FloatArray:
-        """``s (sigma(z) - y)`` under each column's labels; fills ``curvature`` with ``s sigma(z) sigma(-z)``."""
+    def _residual(
+        self, part: slice, z: FloatArray, by_class: FloatArray, curvature: FloatArray, slots: IntArray | None = None
+    ) -> FloatArray:
+        """``s (sigma(z) - y)`` under the labels of ``slots``; fills ``curvature`` with ``s sigma(z) sigma(-z)``."""
         y, base = self.rows.y[part], self.rows.base_weight[part]
         weight = self.point.weight[part, None]
+        if slots is not None:
+            by_class = by_class[:, slots]
         if self.problem.class_weight.balanced:
             weight = base[:, None] * by_class[y.astype(np.intp)]
         probability = sigmoid(z)
@@ -265,6 +269,11 @@ class RefitBlock:
         np.multiply(probability, 1.0 - probability, out=curvature)
         curvature *= weight
         where, column = self._pairs_in(part.start, part.stop)
+        if slots is not None:
+            place = np.full(self.width, -1)
+            place[slots] = np.arange(len(slots))
+            column = place[column]
+            where, column = where[column >= 0], column[column >= 0]
         if where.size:
             flipped = 1.0 - y[where]
             own = base[where] * by_class[flipped.astype(np.intp), column]
@@ -393,39 +402,47 @@ class RefitBlock:
             np.maximum(longest, np.abs(image).max(axis=0), out=longest)
         self.products += self.width
         step = np.divide(-slope, bend, out=np.zeros_like(slope), where=bend > 0)
-        if np.any(step * longest > LONG_STEP):
-            step = self._safeguard(direction, slope, step, bend_penalty)
+        long = np.flatnonzero(step * longest > LONG_STEP)
+        if long.size:
+            step[long] = self._safeguard(direction[:, long], slope[long], step[long], bend_penalty[long], long)
         return step
 
     def _safeguard(
-        self, direction: FloatArray, slope: FloatArray, step: FloatArray, bend_penalty: FloatArray
+        self, direction: FloatArray, slope: FloatArray, step: FloatArray, bend_penalty: FloatArray, slots: IntArray
     ) -> FloatArray:
-        """Newton steps along the direction, kept inside a bracket of the minimum, until the slope is small."""
+        """Newton steps of ``slots`` along their directions, inside a bracket of the minimum, until the slope is small.
+
+        A column's steps depend on nothing but itself, so its refit does not hang on what shares its block.
+        """
         low, high = np.zeros_like(step), np.full_like(step, np.inf)
-        slope_penalty = np.einsum("ij,ij->j", direction, self.problem.penalty[:, None] * self.theta)
-        best = step
+        slope_penalty = np.einsum("ij,ij->j", direction, self.problem.penalty[:, None] * self.theta[:, slots])
+        best = step.copy()
+        moving = np.arange(len(slots))
         for _ in range(LINE_STEPS):
-            here, bend = self._along(direction, best)
-            here += slope_penalty + best * bend_penalty
-            bend += bend_penalty
-            low, high = np.where(here < 0, best, low), np.where(here < 0, high, best)
-            newton = best - np.divide(here, bend, out=np.zeros_like(here), where=bend > 0)
-            middle = np.where(np.isfinite(high), 0.5 * (low + high), 4.0 * best)
-            inside = (newton > low) & (newton < np.where(np.isfinite(high), high, 4.0 * best))
-            best = np.where(inside, newton, middle)
-            if np.all(np.abs(here) <= FLAT * np.abs(slope)):
+            at = best[moving]
+            here, bend = self._along(at, slots[moving])
+            here += slope_penalty[moving] + at * bend_penalty[moving]
+            bend += bend_penalty[moving]
+            low[moving] = np.where(here < 0, at, low[moving])
+            high[moving] = np.where(here < 0, high[moving], at)
+            newton = at - np.divide(here, bend, out=np.zeros_like(here), where=bend > 0)
+            ceiling = np.where(np.isfinite(high[moving]), high[moving], 4.0 * at)
+            middle = np.where(np.isfinite(high[moving]), 0.5 * (low[moving] + ceiling), ceiling)
+            best[moving] = np.where((newton > low[moving]) & (newton < ceiling), newton, middle)
+            moving = moving[np.abs(here) > FLAT * np.abs(slope[moving])]
+            if not moving.size:
                 break
         return best
 
-    def _along(self, direction: FloatArray, step: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """First and second derivative of the loss along the direction at ``step``, the penalty left out."""
+    def _along(self, step: FloatArray, slots: IntArray) -> tuple[FloatArray, FloatArray]:
+        """First and second derivative of the loss of ``slots`` along the image at ``step``, the penalty left out."""
         by_class = self._class_weights()
-        slope, bend = np.zeros(self.width), np.zeros(self.width)
+        slope, bend = np.zeros(len(slots)), np.zeros(len(slots))
         for block in self.rows.blocks(length=self.rows.block_length(3 * self.width)):
             part = slice(block.start, block.stop)
-            image = self._image[part]
+            image = self._image[part, slots]
             curvature = np.empty_like(image)
-            residual = self._residual(part, self.z[part] + step * image, by_class, curvature)
+            residual = self._residual(part, self.z[part, slots] + step * image, by_class, curvature, slots)
             slope += np.einsum("ij,ij->j", residual, image)
             curvature *= image
             bend += np.einsum("ij,ij->j", curvature, image)
