@@ -79,7 +79,7 @@ def measure(data: Set, tests: int, quick: bool) -> dict[str, Any]:
     auditor = Auditor(data.fit(), data.X, data.y, threshold=data.threshold)
     fitted, rows = auditor.fitted, auditor.rows
     evaluation = auditor.evaluation_rows(X_test)
-    width = min(block_width(rows.n), tests)
+    width = min(block_width(rows), tests)
 
     def estimates() -> list[Any]:
         return list(estimate(rows, fitted.point, fitted.effect, evaluation, fitted.problem.cut))

@@ -106,8 +106,9 @@ class Rows:
         return int(np.clip(BLOCK_BYTES // max(per_row, 1), 64, 8192))
 
     def blocks(self, dtype: Any = np.float64, length: int | None = None) -> Iterator[RowBlock]:
-        """Yield the rows in order, as blocks of ``dtype``; no block is copied where ``dtype`` already fits."""
+        """Yield the rows in order, as blocks of ``dtype`` (None: as they are kept); copied only to convert."""
         length = length or self.block_length()
+        dtype = dtype or self.features.dtype
         for start in range(0, self.n, length):
             stop = min(start + length, self.n)
             if self.sparse:

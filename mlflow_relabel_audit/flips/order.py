@@ -20,10 +20,10 @@ from mlflow_relabel_audit.problem import FloatArray, IntArray
 from mlflow_relabel_audit.rows import Rows
 
 BUFFER_BYTES = 2**27
-MAX_BLOCK = 256
+MAX_BLOCK, MIN_BLOCK = 256, 64
 FIRST_HEAD = 32
 SAMPLE = 512
-TINY = np.finfo(np.float32).tiny
+TINY = float(np.finfo(np.float32).tiny)
 CHUNK_BYTES = 2**20
 CLOSE = 1e-5
 """Where a cumulative float32 influence is this near to its target, the sum is taken again in float64."""
@@ -90,9 +90,10 @@ class EstimateBlock:
     orders: list[InfluenceOrder] = field(repr=False)
 
 
-def block_width(n: int) -> int:
-    """How many predictions share one pass, so that their influences stay within 128 MiB."""
-    return int(np.clip(BUFFER_BYTES // (4 * max(n, 1)), 1, MAX_BLOCK))
+def block_width(rows: Rows) -> int:
+    """How many predictions share one pass: their influences take half of the rows' memory, 128 MiB at most."""
+    most = min(BUFFER_BYTES, max(4 * rows.nnz, 4 * MIN_BLOCK * rows.n))
+    return int(np.clip(most // (4 * max(rows.n, 1)), 1, MAX_BLOCK))
 
 
 def respond(rows: Rows, direction: FloatArray, out: FloatArray) -> FloatArray:
@@ -111,16 +112,17 @@ def respond(rows: Rows, direction: FloatArray, out: FloatArray) -> FloatArray:
             f"influences: up to {np.abs(direction).max():.1e} per unit of a feature, beyond float32; scale the "
             "features (StandardScaler) or strengthen the penalty, and log that model"
         ) from error
-    features = narrow[:-1] if rows.intercept else narrow
-    turned = np.ascontiguousarray(features.T)
-    for block in rows.blocks(np.float32, length=max(rows.block_length(), 2048)):
+    turned = np.ascontiguousarray(narrow.T)
+    length = max(rows.block_length(), 2048)
+    scratch = np.ones((min(length, rows.n), rows.p), dtype=np.float32)
+    for block in rows.blocks(np.float32 if rows.sparse else None, length=length):
         part = out[:, block.start : block.stop]
         if rows.sparse:
-            part[...] = (block.features @ features).T
+            part[...] = block.margins(narrow).T
         else:
-            np.matmul(turned, block.features.T, out=part)
-    if rows.intercept:
-        out += narrow[-1][:, None]
+            dense = scratch[: block.stop - block.start]
+            dense[:, : rows.features_in] = block.features
+            np.matmul(turned, dense.T, out=part)
     return out
 
 
@@ -154,9 +156,9 @@ def estimate(
     cut : float
         logit of the threshold.
     width : int, optional
-        predictions in a block; by default as many as fit in 128 MiB, at most 256.
+        predictions in a block; `block_width` by default.
     """
-    width = min(width or block_width(rows.n), max(evaluation.n, 1))
+    width = min(width or block_width(rows), max(evaluation.n, 1))
     buffer = np.empty((width, rows.n), dtype=np.float32)
     for start in range(0, evaluation.n, width):
         stop = min(start + width, evaluation.n)
@@ -248,13 +250,26 @@ def _counts(influence: FloatArray, goal: FloatArray) -> list[int]:
     floor = _floor(influence, goal, 1)
     found = []
     for row, wanted, least, most in zip(influence, goal, floor, reachable, strict=True):
-        k = 0
-        for bound in (least, TINY):
-            if most > wanted and not k:
-                reaching = row[row >= bound]
-                k = _crossing(np.cumsum(-np.sort(-reaching), dtype=np.float64), float(wanted))
-        found.append(k)
+        k = _depth(row, float(wanted), float(least)) if most > wanted else 0
+        found.append(k or (_depth(row, float(wanted), TINY) if most > wanted else 0))
     return found
+
+
+def _depth(influence: FloatArray, goal: float, floor: float) -> int:
+    """How many of the largest influences add up beyond a goal, 0 where all that reach ``floor`` do not.
+
+    Values are binned by eighths of octaves; only the bin in which the sum crosses is sorted.
+    """
+    values = influence[influence >= floor]
+    level = values.view(np.uint32) >> np.uint32(20)
+    before = np.cumsum(np.bincount(level, weights=values, minlength=1)[::-1])
+    place = int(np.searchsorted(before, goal, side="right"))
+    if place == len(before):
+        return 0
+    there = len(before) - 1 - place
+    above = float(before[place - 1]) if place else 0.0
+    inside = np.cumsum(-np.sort(-values[level == there]), dtype=np.float64)[:-1] + above
+    return int(np.count_nonzero(level > there)) + int(np.searchsorted(inside, goal, side="right")) + 1
 
 
 def _floor(values: FloatArray, need: FloatArray, head: int) -> FloatArray:

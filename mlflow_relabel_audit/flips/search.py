@@ -177,7 +177,8 @@ class VerifiedSearch:
     row_norms : ndarray of shape (n,)
         ``||x_i||_{H^-1}`` or upper bounds.
     width : int, optional
-        predictions refitted at once; by default as many as keep the state near 16 MiB, 8 to 64.
+        predictions refitted at once; by default as many as keep the state near half of the rows' memory and
+        below 16 MiB, 8 to 64.
     """
 
     def __init__(
@@ -193,7 +194,8 @@ class VerifiedSearch:
         self._row_norms = row_norms
         self._square_norms = rows.square_norms()
         self._reach = float((np.abs(effect.coefficient) * np.sqrt(self._square_norms)).max(initial=0.0))
-        self.width = width or int(np.clip(STATE_BYTES // (24 * max(rows.n, 1)), 8, MAX_WIDTH))
+        held = min(STATE_BYTES, max(8 * rows.nnz // 2, 1))
+        self.width = width or int(np.clip(held // (24 * max(rows.n, 1)), 8, MAX_WIDTH))
         self.products, self.settled, self.refreshed = 0.0, 0, 0
         # rows an own reference follows, and the iterations (of 4 n p) it costs: do without until they are spent
         self._followed = min(rows.n, max(rows.p, REFERENCE_ENTRIES // rows.p, rows.n // 8))
