@@ -58,12 +58,17 @@ class PrimalCurvature:
         self, rows: Rows, penalty: FloatArray, diagonal: FloatArray, index: IntArray, change: FloatArray
     ) -> PrimalCurvature:
         """Factor H with the weights at ``index`` moved by ``change``: only those rows are touched."""
-        part = rows.take(index)
         hessian = self.lower @ self.lower.T
-        if rows.sparse:
-            hessian += (part.T @ part.multiply(change[:, None]).tocsr()).toarray()
-        else:
-            hessian += part.T @ (part * change[:, None])
+        for sign in (1.0, -1.0):  # symmetric products of what is added and of what is taken away
+            moved = np.flatnonzero(sign * change > 0)
+            part = rows.take(index[moved])
+            root = np.sqrt(np.abs(change[moved]))[:, None]
+            if rows.sparse:
+                part = part.multiply(root).tocsr()
+                hessian += sign * (part.T @ part).toarray()
+            else:
+                part *= root
+                hessian += sign * (part.T @ part)
         return PrimalCurvature(*cholesky_factor(hessian))
 
     def row_norms(self, rows: Rows) -> FloatArray:
