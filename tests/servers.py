@@ -133,6 +133,8 @@ class Gate:
         """Position in ``writes`` from which on writes fail; None lets everything through."""
         self.how = "500"
         """``500``: answered with status 500. ``drop``: connection closed after half of the body."""
+        self.fail_reads: str | None = None
+        """Requests that only read are answered with status 500 where their path holds this."""
         self.seconds = 0.0
         """Delay before every request is passed on."""
         gate = self
@@ -174,6 +176,9 @@ class Gate:
                 if self.how == "500":
                     request.send_error(500)
                 return
+        elif self.fail_reads is not None and self.fail_reads in request.path:
+            request.send_error(500)
+            return
         upstream = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
         headers = {name: value for name, value in request.headers.items() if name.lower() != "host"}
         try:
