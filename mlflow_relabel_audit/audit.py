@@ -6,7 +6,6 @@ refused before anything is written.
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -275,5 +274,5 @@ def _workspace(output_dir: str | Path | None, *, whole: bool = True) -> Iterator
     target = None if output_dir is None else Path(output_dir)
     if target is not None:
         target = tracking.check_directory(target) if whole else target.expanduser().absolute()
-    with tracking.quiet(), tempfile.TemporaryDirectory(prefix="relabel-audit-") as folder:
-        yield Path(folder), target
+    with tracking.workspace() as folder:
+        yield folder, target

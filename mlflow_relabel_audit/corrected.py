@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -115,8 +114,8 @@ def relabel(
     rows = DataOptions(**data)
     if output_data is not None and (rows.train_data is None or rows.target is None):
         raise RequestError("output data: needs the table it corrects; pass --train-data FILE --target COLUMN too")
-    with tracking.quiet(), tempfile.TemporaryDirectory(prefix="relabel-audit-") as temporary:
-        folders = {name: Path(temporary) / name for name in ("model", "rows", "earlier", "reviewed", "files")}
+    with tracking.workspace() as temporary:
+        folders = {name: temporary / name for name in ("model", "rows", "earlier", "reviewed", "files")}
         for folder in folders.values():
             folder.mkdir()
         store = Store.connect(tracking_uri)

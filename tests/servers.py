@@ -30,7 +30,7 @@ def free_port() -> int:
 
 @dataclass
 class Server:
-    """One server with a sqlite database and served artifacts, all below ``folder``.
+    """One server with served artifacts, all below ``folder``, and a sqlite database there unless ``backend`` names one.
 
     It can be killed and started again on the same port and the same data.
     """
@@ -38,6 +38,7 @@ class Server:
     folder: Path
     options: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+    backend: str | None = None
     port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
 
@@ -59,7 +60,8 @@ class Server:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
         switched_off = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db", "--workers", "1"]
+        backend = self.backend or f"sqlite:///{self.folder}/mlflow.db"
+        command += ["--backend-store-uri", backend, "--workers", "1"]
         command += ["--serve-artifacts", "--artifacts-destination", str(self.artifacts), *self.options]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
