@@ -133,8 +133,12 @@ class Gate:
         """Method and path of every request that changes something, in order."""
         self.fail_from: int | None = None
         """Position in ``writes`` from which on writes fail; None lets everything through."""
+        self.fail_to: int | None = None
+        """Position in ``writes`` from which on they are let through again."""
         self.how = "500"
-        """``500``: answered with status 500. ``drop``: connection closed after half of the body."""
+        """``500``: answered with status 500. ``drop``: connection closed after half of the body. ``silent``: not
+        answered, and closed after ``silence`` seconds."""
+        self.silence = 0.0
         self.fail_reads: str | None = None
         """Requests that only read are answered with status 500 where their path holds this."""
         self.seconds = 0.0
@@ -172,11 +176,14 @@ class Gate:
         )
         if changes:
             self.writes.append(f"{request.command} {request.path}")
-            if self.fail_from is not None and len(self.writes) > self.fail_from:
-                request.rfile.read(length if self.how == "500" else length // 2)
+            last = len(self.writes) if self.fail_to is None else self.fail_to
+            if self.fail_from is not None and self.fail_from < len(self.writes) <= last:
+                request.rfile.read(length // 2 if self.how == "drop" else length)
                 request.close_connection = True
                 if self.how == "500":
                     request.send_error(500)
+                if self.how == "silent":
+                    time.sleep(self.silence)
                 return
         elif self.fail_reads is not None and self.fail_reads in request.path:
             request.send_error(500)

@@ -202,6 +202,8 @@ def _reason(error: BaseException) -> str:
                 return f"it answered with HTTP {code[1]} again and again"
             if cause := re.search(r"\[Errno -?\d+\] ([A-Z][a-z ]+)", text):
                 return f"no connection: {cause[1].strip()}"
+            if "timed out" in text:
+                return "no answer in time"
             return "the connection broke"
         if isinstance(link, requests.exceptions.Timeout):
             return "no answer in time"

@@ -61,11 +61,11 @@ def test_rows_and_artifacts(store, bucket, tmp_path, caplog):
     kept = {item["Key"].removeprefix(f"mlflow/{run_id}/artifacts/relabel_audit/") for item in held}
     assert kept == {*manifest.artifacts, "manifest.json"}  # nothing of the staging is left
     for path in manifest.artifacts:
-        content = client.get_object(Bucket="audits", Key=f"mlflow/{run_id}/artifacts/relabel_audit/{path}")["Body"].read()
-        assert SECRET.encode() not in content
+        object_ = client.get_object(Bucket="audits", Key=f"mlflow/{run_id}/artifacts/relabel_audit/{path}")
+        assert SECRET.encode() not in object_["Body"].read()
 
     for uri in ("s3://audits/data/none.parquet", "s3://nobody/rows.parquet"):
-        with pytest.raises((RequestError, StoreError), match="rows|data") as caught:
+        with pytest.raises((RequestError, StoreError), match=r"\.parquet: ") as caught:
             audit(run_id, **{**rows, "train_data": uri})
         assert uri in str(caught.value)
         assert "\n" not in str(caught.value)
