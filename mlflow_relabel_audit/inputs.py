@@ -7,10 +7,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+import sklearn
 
-from mlflow_relabel_audit.errors import RequestError
+from mlflow_relabel_audit.errors import RequestError, UnsupportedModelError
 from mlflow_relabel_audit.problem import FloatArray, Problem, as_matrix
 from mlflow_relabel_audit.rows import Rows
+
+_BALANCES_COUNTS = tuple(map(int, sklearn.__version__.split(".")[:2])) < (1, 7)
 
 
 def training_rows(problem: Problem, transformer: Any, X: Any, y: Any, sample_weight: Any) -> Rows:
@@ -20,6 +23,8 @@ def training_rows(problem: Problem, transformer: Any, X: Any, y: Any, sample_wei
     ------
     RequestError
         Rows, labels and weights do not fit one another or the model, or the labels are of one class.
+    UnsupportedModelError
+        Balanced class weights and sample weights under a scikit-learn before 1.7.
     """
     features = _transform(transformer, X)
     labels = problem.encode(y)
@@ -38,6 +43,12 @@ def training_rows(problem: Problem, transformer: Any, X: Any, y: Any, sample_wei
         raise RequestError(f"sample weights: got shape {weight.shape} for {n} rows; pass one per row")
     if not np.all(np.isfinite(weight)) or np.any(weight < 0) or not np.any(weight > 0):
         raise RequestError("sample weights: got negative, infinite, missing or only zero ones; pass those given to fit")
+    if _BALANCES_COUNTS and problem.class_weight.balanced and np.ptp(weight) > 0:
+        raise UnsupportedModelError(
+            "model: class_weight='balanced' with sample weights: this scikit-learn balances the numbers of rows, 1.7 "
+            "and later their weights, which is what this audit knows; upgrade it and fit again, or pass class_weight "
+            "as numbers"
+        )
     return Rows(features, labels, weight, intercept=problem.intercept)
 
 

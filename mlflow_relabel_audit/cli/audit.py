@@ -13,6 +13,7 @@ from mlflow_relabel_audit.cli.options import (
     keeps_something,
     model_options,
     output_options,
+    scope_options,
 )
 
 if TYPE_CHECKING:
@@ -22,26 +23,13 @@ if TYPE_CHECKING:
 @click.command("audit")
 @model_options
 @data_options
-@click.option(
-    "--threshold",
-    metavar="T",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="Probability from which the second class is predicted.  [default: 0.5]",
-)
-@click.option("--max-predictions", metavar="N", type=click.IntRange(min=1), help="Audit a sample of N evaluation rows.")
+@scope_options(threshold="0.5")
 @click.option(
     "--search",
     type=click.Choice(["prefix", "adaptive"]),
     default="prefix",
     show_default=True,
     help="prefix: shortest prefix of the influence order that flips; adaptive: then try to shrink it.",
-)
-@click.option(
-    "--group",
-    "groups",
-    metavar="COL",
-    multiple=True,
-    help="Column of groups whose labels and errors to compare; may be given several times.",
 )
 @click.option("--noise-curve", is_flag=True, help="Also inject label noise, refit, and follow k and accuracy.")
 @click.option("--no-verify", is_flag=True, help="Leave k at its estimate; nothing is refitted.")

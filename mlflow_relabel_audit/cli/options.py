@@ -71,6 +71,28 @@ def data_options(command: Command) -> Command:
     )(command)
 
 
+def scope_options(threshold: str) -> Callable[[Command], Command]:
+    """What is audited of the rows: ``--group``, ``--threshold`` (with its default in words), ``--max-predictions``."""
+    return _all(
+        click.option(
+            "--group",
+            "groups",
+            metavar="COL",
+            multiple=True,
+            help="Column of groups whose labels and errors to compare; may be given several times.",
+        ),
+        click.option(
+            "--threshold",
+            metavar="T",
+            type=click.FloatRange(0, 1, min_open=True, max_open=True),
+            help=f"Probability from which the second class is predicted.  [default: {threshold}]",
+        ),
+        click.option(
+            "--max-predictions", metavar="N", type=click.IntRange(min=1), help="Audit a sample of N evaluation rows."
+        ),
+    )
+
+
 def output_options(command: Command) -> Command:
     """Where results go: ``--include-rows``, ``--output-dir``, ``--no-log``."""
     return _all(

@@ -15,10 +15,11 @@ import numpy as np
 from mlflow_relabel_audit.auditor import Auditor
 from mlflow_relabel_audit.curvature.stationary import WARN_GAP
 from mlflow_relabel_audit.errors import RequestError
-from mlflow_relabel_audit.tracking.columns import Columns, TableRows
+from mlflow_relabel_audit.tracking.columns import TableRows
 from mlflow_relabel_audit.tracking.credentials import redact
 from mlflow_relabel_audit.tracking.data import read_evaluation, read_training
 from mlflow_relabel_audit.tracking.model import load_model
+from mlflow_relabel_audit.tracking.options import DataOptions
 from mlflow_relabel_audit.tracking.resolve import ResolvedModel
 from mlflow_relabel_audit.tracking.store import Store
 from mlflow_relabel_audit.tracking.stored import HESSIAN, fetch_hessian
@@ -86,10 +87,8 @@ class Subject:
 def prepare(
     store: Store,
     resolved: ResolvedModel,
-    columns: Columns,
+    data: DataOptions,
     folder: Path,
-    train_data: str | None,
-    eval_data: str | None,
     threshold: float | None,
     output_dir: Path | None,
 ) -> Subject:
@@ -97,8 +96,10 @@ def prepare(
     for name in ("model", "rows", "earlier", "files"):
         (folder / name).mkdir()
     model = load_model(store, resolved, folder / "model")
-    training = read_training(store, resolved, model, columns, folder / "rows", train_data)
-    evaluation, on_training = read_evaluation(store, resolved, model, columns, folder / "rows", training, eval_data)
+    training = read_training(store, resolved, model, data.columns, folder / "rows", data.train_data)
+    evaluation, on_training = read_evaluation(
+        store, resolved, model, data.columns, folder / "rows", training, data.eval_data
+    )
     earlier = fetch_hessian(store, resolved.run_id, folder / "earlier") if resolved.run_id else None
     if earlier is None and output_dir is not None and all((output_dir / name).is_file() for name in HESSIAN):
         earlier = output_dir
