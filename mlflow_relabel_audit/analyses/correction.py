@@ -14,8 +14,7 @@ import pandas as pd
 
 from mlflow_relabel_audit.analyses.findings import Finding
 from mlflow_relabel_audit.analyses.foldout import FoldOut, class_weights, refit
-from mlflow_relabel_audit.analyses.label_curve import fit_label_curve
-from mlflow_relabel_audit.analyses.noise import flag
+from mlflow_relabel_audit.analyses.noise import flag, label_evidence
 from mlflow_relabel_audit.curvature import StationaryPoint
 from mlflow_relabel_audit.errors import RequestError
 from mlflow_relabel_audit.problem import FloatArray, IntArray, Problem
@@ -92,8 +91,9 @@ def correction(
         )
     choosing = _half(truth, seed)
     evaluation = Rows(eval_features, truth, np.ones(len(truth)), intercept=rows.intercept)
-    curve = fit_label_curve(out.margin, rows.y, evaluation.margins(out.theta)[choosing], truth[choosing])
-    wrong = curve.probability_wrong(out.margin, rows.y)
+    chosen_rows = Rows(eval_features[choosing], truth[choosing], np.ones(choosing.sum()), intercept=rows.intercept)
+    pooled, curve = label_evidence(rows, out, chosen_rows)
+    wrong = curve.probability_wrong(pooled.margin, rows.y)
     order = np.argsort(-wrong, kind="stable")
     if counts is None:
         flagged = int(flag(wrong)[1].sum())
