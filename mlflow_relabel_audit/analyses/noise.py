@@ -25,7 +25,7 @@ from mlflow_relabel_audit.analyses.label_curve import (
 from mlflow_relabel_audit.curvature import StationaryPoint
 from mlflow_relabel_audit.curvature.stationary import sigmoid
 from mlflow_relabel_audit.errors import RequestError
-from mlflow_relabel_audit.problem import FloatArray, Problem
+from mlflow_relabel_audit.problem import FloatArray, IntArray, Problem
 from mlflow_relabel_audit.rows import Rows
 
 MIN_CLASS_ROWS = 2 * FOLDS
@@ -33,10 +33,10 @@ NO_NOISE_RATE = 0.01
 SURE = 0.5
 SURE_SHARE = 0.05
 """Rows to check are shown only where the sure ones hold this share of the expected number of wrong labels."""
-WIDE_POWERS = (1.0, 0.2)
+WIDE_POWERS = (1.0, 0.05)
 """Powers of the likelihood, for the scores and for the interval, where there are more features than rows: the
 margins are noisier then."""
-BLIND_POWERS = (0.1, 0.1)
+BLIND_POWERS = (0.1, 0.05)
 """The same without evaluation rows: margins of rare words bend the clean curve, which passes for noise in one
 class unless the likelihood is held back."""
 
@@ -85,6 +85,7 @@ def noise_audit(
     row_ids: Any = None,
     flip_counts: Any = None,
     seed: int = 0,
+    margins: FoldOut | None = None,
 ) -> NoiseResult:
     """Score every training label, flag the suspects and estimate the share of wrong labels.
 
@@ -103,6 +104,8 @@ def noise_audit(
         in how many flip sets each row appears.
     seed : int
         of the deals into folds.
+    margins : FoldOut, optional
+        ``fold_out`` of an earlier result for the same rows and seed, where it is at hand.
 
     Raises
     ------
@@ -120,7 +123,7 @@ def noise_audit(
         return NoiseResult(scores, suspects, (np.nan, np.nan, np.nan), {"suspect_count": 0.0}, (finding,))
     clean_rows = _evaluation(rows, eval_features, eval_labels)
 
-    first = out = fold_out(problem, rows, point, seed=seed)
+    first = out = margins or fold_out(problem, rows, point, seed=seed)
     pooled, curve = label_evidence(rows, out, clean_rows)
     wrong = curve.probability_wrong(pooled.margin, rows.y)
     if rows.n >= rows.p:  # with fewer rows than features a second round costs more than it brings
@@ -129,8 +132,8 @@ def noise_audit(
         wrong = curve.probability_wrong(pooled.margin, rows.y)
     rate = noise_rate(curve, pooled.margin, rows.y)
     sure, flagged = flag(wrong)
-    if rate[1] < NO_NOISE_RATE:
-        flagged = sure
+    if rate[1] < NO_NOISE_RATE:  # no more rows than the verdict "consistent with no noise" has room for
+        flagged = sure & (_place(wrong) < NO_NOISE_RATE * rows.n) if rows.p > rows.n else sure
 
     scores = _score_frame(problem, rows, ids, counts, wrong, sigmoid(out.margin), flagged)
     against = np.where(rows.y > 0.5, -pooled.margin, pooled.margin)
@@ -192,6 +195,13 @@ def label_evidence(rows: Rows, out: FoldOut, clean_rows: Rows | None = None) -> 
         powers = BLIND_POWERS if clean_rows is None else WIDE_POWERS
     clean_label = None if clean_rows is None else clean_rows.y
     return pooled, fit_label_curve(pooled.margin, rows.y, pooled.clean_margin, clean_label, *powers)
+
+
+def _place(wrong: FloatArray) -> IntArray:
+    """How many rows are likelier wrong than each, shape (n,)."""
+    place = np.empty(len(wrong), dtype=np.int64)
+    place[np.argsort(-wrong, kind="stable")] = np.arange(len(wrong))
+    return place
 
 
 def _evaluation(rows: Rows, features: Any, labels: Any) -> Rows | None:
@@ -300,8 +310,8 @@ def _findings(
             Finding(
                 "N006",
                 "info",
-                f"More features ({rows.p}) than rows ({rows.n}): the rate tends to come out too high, "
-                "by about 5 points.",
+                f"More features ({rows.p}) than rows ({rows.n}): the margins' own errors can pass for wrong "
+                "labels, and the rate tends to come out too high, by about 5 points.",
             )
         )
     if out.multiplier <= 0.1 and (problem.penalty > 0).any():
