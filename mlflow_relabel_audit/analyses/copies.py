@@ -28,6 +28,8 @@ MIN_GAIN = 3.0
 SAME = 1e-9
 """Rows are copies where two random projections agree to this share of their spread."""
 PLATT_STEPS = 25
+MIN_SLOPE = 1e-3
+"""Margins that speak against the labels they were trained for say nothing."""
 
 
 @dataclass(frozen=True)
@@ -102,17 +104,18 @@ def pool_copies(
     nothing = Pooled(margin, clean_margin, np.inf, int(repeated.sum()))
     if not repeated.any():
         return nothing
-    shift, slope = _platt(margin, rows.y)
-    if not slope > 0:
-        return nothing
+    trained = heard > 0
+    shift, slope = _platt(margin[trained], rows.y[trained])
     calibrated = shift + slope * margin
 
-    def loss(at: FloatArray) -> float:
-        return float(np.sum(np.logaddexp(0.0, at) - rows.y[repeated] * at))
+    judged = repeated & trained
 
-    tried = {m: loss(_pooled(calibrated, others, positive, m)[repeated]) for m in STRENGTHS}
+    def loss(at: FloatArray) -> float:
+        return float(np.sum(np.logaddexp(0.0, at[judged]) - rows.y[judged] * at[judged]))
+
+    tried = {m: loss(_pooled(calibrated, others, positive, m)) for m in STRENGTHS}
     strength = min(tried, key=lambda m: tried[m])
-    if loss(calibrated[repeated]) - tried[strength] < MIN_GAIN:
+    if loss(calibrated) - tried[strength] < MIN_GAIN:
         return nothing
     if clean_margin is not None:
         known = number[rows.n :]
@@ -142,4 +145,4 @@ def _platt(margin: FloatArray, label: FloatArray) -> tuple[float, float]:
         coefficients = coefficients - move
         if np.abs(move).max() < 1e-8:
             break
-    return float(coefficients[0]), float(coefficients[1] / scale)
+    return float(coefficients[0]), float(max(coefficients[1], MIN_SLOPE) / scale)
