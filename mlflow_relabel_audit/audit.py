@@ -29,6 +29,7 @@ from mlflow_relabel_audit.stages import (
     robustness_stage,
     summary_stage,
     trace_noise,
+    weigh_correction,
 )
 from mlflow_relabel_audit.tracking import DataKeywords, DataOptions, Metric, Store
 
@@ -167,13 +168,14 @@ def audit(
                     progress=progress,
                 )
                 noise = find_noise(subject, robust)
+                buys = weigh_correction(subject, noise)
                 curve = trace_noise(subject, progress) if noise_curve else None
                 bias = find_bias(subject, robust) if options.groups else None
             files = folder / "files"
             context = report_context(subject, include_rows, (*([refused] if refused else []), *caught))
             outputs = [
                 *robustness_stage(robust, context, files),
-                *noise_stage(noise, curve, context, files),
+                *noise_stage(noise, curve, buys, context, files),
             ]
             if bias is not None:
                 outputs += bias_stage(bias, context, files)

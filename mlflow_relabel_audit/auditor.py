@@ -16,6 +16,7 @@ import pandas as pd
 from mlflow_relabel_audit import __version__, inputs
 from mlflow_relabel_audit.analyses.bias import BiasResult, bias_audit
 from mlflow_relabel_audit.analyses.contest import ContestResult, contest
+from mlflow_relabel_audit.analyses.correction import Correction, correction, not_measured
 from mlflow_relabel_audit.analyses.noise import NoiseResult, noise_audit
 from mlflow_relabel_audit.analyses.robustness import (
     Fitted,
@@ -321,6 +322,21 @@ class Auditor:
         return noise_audit(
             self.problem, self.rows, self.point, features, labels, row_ids=self.row_ids, flip_counts=counts
         )
+
+    def correction(self, noise: NoiseResult, X_eval: Any, y_eval: Any) -> Correction:
+        """What relabelling the suspects buys, beside dropping them and beside doing nothing.
+
+        Parameters
+        ----------
+        noise : NoiseResult
+            of `noise`, of this model.
+        X_eval, y_eval : evaluation rows whose labels are taken to be right
+            how many suspects to treat is chosen on one half of them and reported on the other.
+        """
+        if noise.fold_out is None:
+            return not_measured("What correcting suspects buys is not measured: no label was scored.")
+        features, labels = self.evaluation_rows(X_eval).features, self.problem.encode(y_eval)
+        return correction(self.problem, self.rows, self.point, noise.fold_out, features, labels)
 
     def bias(
         self,

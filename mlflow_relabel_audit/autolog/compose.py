@@ -86,7 +86,7 @@ def audit_fit(
             files = folder / "files"
             outputs: list[Output] = [*robustness_stage(robust, context, files)]
             if noise is not None:
-                outputs += noise_stage(noise, None, context, files)
+                outputs += noise_stage(noise, None, None, context, files)
             outputs += hessian_stage(subject, files)
             outputs.append(Metric("seconds", time.monotonic() - began))
             outputs += summary_stage(subject, robust, noise, None, context, outputs, files)
