@@ -35,11 +35,11 @@ from mlflow_relabel_audit.curvature import (
 )
 from mlflow_relabel_audit.errors import RequestError, StaleCurvatureError
 from mlflow_relabel_audit.flips.certificate import Certificate
-from mlflow_relabel_audit.flips.rankings import Ranking, rank
+from mlflow_relabel_audit.flips.rankings import Ranking, direction_norms, rank
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect
 from mlflow_relabel_audit.flips.removal import removal_frame, removal_sets
 from mlflow_relabel_audit.flips.search import FlipSet
-from mlflow_relabel_audit.problem import read_problem, supervised_steps, unwrap
+from mlflow_relabel_audit.problem import FloatArray, read_problem, supervised_steps, unwrap
 from mlflow_relabel_audit.rows import Rows
 
 Hessian = Path | Callable[[str], Path | None]
@@ -269,8 +269,12 @@ class Auditor:
         evaluation = self.evaluation_rows(inputs.one_row(x, self._transformer is not None))
         return rank(
             self.problem, self.rows, self.point, inputs.only_row(evaluation), method=method, seed=seed,
-            norms=self.fitted.row_norms,
+            norms=self._direction_norms if method == "rif" else None,
         )  # fmt: skip
+
+    @functools.cached_property
+    def _direction_norms(self) -> FloatArray:
+        return direction_norms(self.rows, self.point)
 
     def removal(
         self, X_eval: Any, algorithm: int = 1, *, verify: bool = True, search: bool = False, row_ids: Any = None
