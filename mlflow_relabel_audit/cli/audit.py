@@ -43,14 +43,15 @@ def command(
     no_verify: bool,
     **options: Any,
 ) -> None:
-    r"""Count the labels each prediction rests on, and log the reports to the run.
+    """Count the labels each prediction rests on, and log the reports to the run.
 
     The training data must be the rows the model was fitted on; that is checked. A second audit of the same
     model and data reuses the stored Hessian.
 
     \b
-    mlflow-relabel audit --run-id ID --train-data train.parquet --target label --eval-data test.parquet
-    """
+    mlflow-relabel audit --run-id ID --train-data train.parquet --target label \\
+        --eval-data test.parquet
+    """  # noqa: D301  click's mark for text that is not to be wrapped
     run_id, model_uri = chosen_model(run_id, model_uri)
     keeps_something(output_dir, no_log)
     show_tracking_uri(tracking_uri)

@@ -32,16 +32,16 @@ if TYPE_CHECKING:
 @scope_options(threshold="the stored audit's, else 0.5")
 @tracking_option
 def command(model_uri: str, tracking_uri: str | None, no_tag: bool, **options: Any) -> None:
-    r"""Judge a registered model by its audit: exit 0 if every rule holds, 1 if one does not.
+    """Judge a registered model by its audit: exit 0 if every rule holds, 1 if one does not.
 
     The audit stored with the model's run is read. Where there is none the model is audited first, which is
     what the data options are for. The version is tagged relabel_audit.verdict = pass or fail; an alias moves
     only with --promote, and only on pass. A figure that is missing fails its rule.
 
     \b
-    mlflow-relabel gate --model-uri models:/loan@candidate --require "k_median >= 20" \
+    mlflow-relabel gate --model-uri models:/loan@candidate --require "k_median >= 20" \\
         --require "confident_fragile_share <= 0.05" --promote champion
-    """
+    """  # noqa: D301  click's mark for text that is not to be wrapped
     show_tracking_uri(tracking_uri)
 
     from mlflow_relabel_audit.gate import gate
