@@ -134,12 +134,10 @@ class Auditor:
         digest = hashlib.sha256(f"mlflow-relabel-audit {__version__}".encode())
         problem, rows = self.problem, self.rows
         digest.update(repr((problem.classes, problem.class_weight, rows.intercept, rows.n, rows.p)).encode())
-        parts = [problem.theta, problem.penalty, rows.y, rows.base_weight]
-        features = rows.features
-        parts += [features.data, features.indices, features.indptr] if rows.sparse else [features]
-        for part in parts:
-            digest.update(str(part.dtype).encode())
+        for part in (problem.theta, problem.penalty, rows.y, rows.base_weight):
             digest.update(np.ascontiguousarray(part).data)
+        for block in rows.digests():
+            digest.update(block)
         return digest.hexdigest()
 
     def save_hessian(self, directory: Path) -> list[Path]:

@@ -130,8 +130,7 @@ def only_row(rows: Rows) -> FloatArray:
     """
     if rows.n != 1:
         raise RequestError(f"contest: got {rows.n} rows; pass one")
-    taken = rows.take(np.arange(1))
-    return np.asarray(taken.toarray() if rows.sparse else taken)[0]
+    return rows.columns(np.arange(1))[:, 0]
 
 
 def group_frame(groups: Any, ids: Any, what: str) -> pd.DataFrame:

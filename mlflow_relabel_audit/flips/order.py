@@ -16,7 +16,7 @@ from mlflow_relabel_audit.curvature.stationary import sigmoid
 from mlflow_relabel_audit.errors import RequestError
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect
 from mlflow_relabel_audit.problem import FloatArray, IntArray
-from mlflow_relabel_audit.rows import Rows
+from mlflow_relabel_audit.rows import RowBlock, Rows
 
 BUFFER_BYTES = 2**27
 MAX_BLOCK = 256
@@ -105,17 +105,19 @@ def respond(rows: Rows, direction: FloatArray, out: FloatArray) -> FloatArray:
             f"influences: up to {np.abs(direction).max():.1e} per unit of a feature, beyond float32; scale the "
             "features (StandardScaler) or strengthen the penalty, and log that model"
         ) from error
-    features = narrow[:-1] if rows.intercept else narrow
+    return np.asarray(rows.collect(_respond, narrow, out=out, axis=1))
+
+
+def _respond(block: RowBlock, out: FloatArray, narrow: FloatArray) -> None:
+    features = narrow[:-1] if block.intercept else narrow
     turned = np.ascontiguousarray(features.T)
-    for block in rows.blocks(np.float32, length=max(rows.block_length(), 2048)):
-        part = out[:, block.start : block.stop]
-        if rows.sparse:
-            part[...] = (block.features @ features).T
+    for within, piece in block.pieces(max(block.piece_length(), 2048), np.float32):
+        if piece.sparse:
+            out[:, within] = (piece.features @ features).T
         else:
-            np.matmul(turned, block.features.T, out=part)
-    if rows.intercept:
+            np.matmul(turned, piece.features.T, out=out[:, within])
+    if block.intercept:
         out += narrow[-1][:, None]
-    return out
 
 
 def response_error(rows: Rows, direction: FloatArray, square_norms: FloatArray) -> tuple[FloatArray, FloatArray]:
