@@ -51,8 +51,17 @@ LONG_STEP = 0.5
 LINE_STEPS = 6
 FLAT = 0.3
 """Share of the first slope at which the line search is content."""
+KEPT_BYTES = 2**28
+"""What is kept beside the rows between passes at most; beyond that, passes compute it anew."""
 ROUNDING = 1e-10
 """Relative slack for float64 rounding in the sums of the sign proof."""
+
+
+def keeps(rows: Rows, width: int) -> bool:
+    """Whether what belongs to each row and column is kept between passes, by its size alone where there is room."""
+    size = passes.BYTES * rows.n * width
+    room = rows.store.room
+    return rows.store.local and size <= (KEPT_BYTES if room is None else min(KEPT_BYTES, room // 2))
 
 
 class RefitBlock:
@@ -66,8 +75,9 @@ class RefitBlock:
         ``||x_i||_{H^-1}`` or upper bounds.
     width : int
         the number of columns refitted at once; see `load`.
-    keep : bool
-        whether what belongs to each row and column stays in memory between passes (`passes.Kept`).
+    keep : bool, optional
+        whether what belongs to each row and column stays in memory between passes (`passes.Kept`); by default
+        where it is small and the rows are in this process.
     """
 
     def __init__(
@@ -79,7 +89,7 @@ class RefitBlock:
         row_norms: FloatArray,
         width: int,
         *,
-        keep: bool = True,
+        keep: bool | None = None,
     ) -> None:
         self.problem, self.rows, self.point, self.effect = problem, rows, point, effect
         self.products = 0.0
@@ -90,7 +100,7 @@ class RefitBlock:
         self._total = float(rows.base_weight.sum())
         self._positive = float(rows.base_weight @ rows.y)
         p = rows.p
-        self._kept = Kept.empty(rows.n, width) if keep else None
+        self._kept = Kept.empty(rows.n, width) if (keeps(rows, width) if keep is None else keep) else None
         self.targets = np.zeros((p, width))
         self.u = np.zeros((p, width))
         self.theta = np.zeros((p, width))

@@ -6,9 +6,17 @@ import hashlib
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 
 from mlflow_relabel_audit.problem import FloatArray, IntArray
 from mlflow_relabel_audit.rows.block import RowBlock
+from mlflow_relabel_audit.rows.store import Step
+
+
+def picks_rows(step: Step) -> Step:
+    """Mark a step that asks a block for single rows only, so that the others need not be read."""
+    step.picks_rows = True  # type: ignore[attr-defined]
+    return step
 
 
 def margins(block: RowBlock, out: FloatArray, theta: FloatArray) -> None:
@@ -42,6 +50,7 @@ def gram(block: RowBlock, diagonal: FloatArray) -> tuple[Any, FloatArray]:
     return inner, pulled
 
 
+@picks_rows
 def gram_change(block: RowBlock, index: IntArray, change: FloatArray) -> tuple[Any]:
     """``X_S' diag(change) X_S`` over the rows at ``index``, ones included; the change may be negative."""
     part = block.take(index)
@@ -50,10 +59,9 @@ def gram_change(block: RowBlock, index: IntArray, change: FloatArray) -> tuple[A
     return (part.T @ (part * change[:, None]),)
 
 
+@picks_rows
 def spread(block: RowBlock, index: IntArray, column: IntArray, amount: FloatArray, width: int) -> tuple[FloatArray]:
     """``sum of amount_j x_j`` over the rows at ``index``, gathered by ``column``, shape (p, width)."""
-    import scipy.sparse as sp
-
     out = np.zeros((block.p, width))
     for start in range(0, len(index), 8192):
         some = slice(start, start + 8192)
@@ -86,6 +94,7 @@ def column_squares(block: RowBlock, diagonal: FloatArray) -> tuple[FloatArray]:
     return (out,)
 
 
+@picks_rows
 def take(block: RowBlock, index: IntArray) -> Any:
     """Rows at ``index``."""
     return block.take(index)
