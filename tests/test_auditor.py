@@ -189,3 +189,17 @@ def test_sparse_rows_stay_sparse() -> None:
     assert sp.issparse(auditor.rows.features)
     assert auditor.curvature.kind == "dual"
     assert (auditor.robustness(matrix[:5], certify=False).predictions["status"] == "verified").all()
+
+
+def test_the_gram_certificate_is_on_request() -> None:
+    rng = np.random.default_rng(5)
+    matrix = rng.standard_normal((4200, 12))
+    labels = (matrix[:, 0] + rng.standard_normal(4200) > 0).astype(int)
+    wide = Auditor(LogisticRegression(C=1e-3).fit(matrix, labels), matrix, labels)
+    default = wide.robustness(matrix[:20]).predictions
+    tight = wide.robustness(matrix[:20], certify="gram").predictions
+    assert (tight["k_lower"] >= default["k_lower"]).all()
+    assert (tight["k_lower"] <= tight["k"]).all()
+    assert tight["k_lower"].sum() > default["k_lower"].sum()
+    with pytest.raises(RequestError, match="certify: got 'exact'; pass True, False or 'gram'"):
+        wide.robustness(matrix[:2], certify="exact")  # type: ignore[arg-type]

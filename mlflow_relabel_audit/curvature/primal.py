@@ -59,7 +59,9 @@ class PrimalCurvature:
     ) -> PrimalCurvature:
         """Factor H with the weights at ``index`` moved by ``change``: only those rows are touched."""
         hessian = self.lower @ self.lower.T
-        hessian += rows.gram_change(index, change)
+        for sign in (1.0, -1.0):  # symmetric products of what is added and of what is taken away
+            moved = np.flatnonzero(sign * change > 0)
+            hessian += sign * rows.part_gram(index[moved], np.abs(change[moved]))
         return PrimalCurvature(*cholesky_factor(hessian))
 
     def row_norms(self, rows: Rows) -> FloatArray:

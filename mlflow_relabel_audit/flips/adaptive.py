@@ -84,7 +84,7 @@ def _rank_again(
         ranked = head[np.argsort(-gains[head, column], kind="stable")]
         ranked = ranked[gains[ranked, column] > 0]
         first = block.orders[t]
-        orders.append(InfluenceOrder(ranked, gains[ranked, column], False, first.k_estimate, first.k_paper))
+        orders.append(InfluenceOrder(ranked, gains[ranked, column], np.inf, first.k_estimate, first.k_paper))
     return orders
 
 

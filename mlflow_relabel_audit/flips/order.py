@@ -6,6 +6,7 @@ only the head of each order is kept, and grown where its sum falls short.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -19,10 +20,10 @@ from mlflow_relabel_audit.problem import FloatArray, IntArray
 from mlflow_relabel_audit.rows import RowBlock, Rows
 
 BUFFER_BYTES = 2**27
-MAX_BLOCK = 256
+MAX_BLOCK, MIN_BLOCK = 256, 64
 FIRST_HEAD = 32
 SAMPLE = 512
-TINY = np.finfo(np.float32).tiny
+TINY = float(np.finfo(np.float32).tiny)
 CHUNK_BYTES = 2**20
 CLOSE = 1e-5
 """Where a cumulative float32 influence is this near to its target, the sum is taken again in float64."""
@@ -38,8 +39,8 @@ class InfluenceOrder:
         training rows, the one that moves the margin furthest toward the flip first; equal ones by position.
     influence : ndarray of shape (K,), float64
         how far each moves the margin toward the flip, all positive.
-    complete : bool
-        whether every row with a positive influence is in the head.
+    floor : float
+        every row whose float32 influence reaches it is in the head; the least positive one where the head is complete.
     k_estimate : int
         labels whose summed influence carries the margin to zero; 0 where even all of them do not.
     k_paper : int
@@ -48,9 +49,14 @@ class InfluenceOrder:
 
     index: IntArray
     influence: FloatArray
-    complete: bool
+    floor: float
     k_estimate: int
     k_paper: int
+
+    @property
+    def complete(self) -> bool:
+        """Whether every row with a positive influence is in the head."""
+        return self.floor <= TINY
 
 
 @dataclass(frozen=True)
@@ -84,9 +90,10 @@ class EstimateBlock:
     orders: list[InfluenceOrder] = field(repr=False)
 
 
-def block_width(n: int) -> int:
-    """How many predictions share one pass, so that their influences stay within 128 MiB."""
-    return int(np.clip(BUFFER_BYTES // (4 * max(n, 1)), 1, MAX_BLOCK))
+def block_width(rows: Rows) -> int:
+    """How many predictions share one pass: their influences take half of the rows' memory, 128 MiB at most."""
+    most = min(BUFFER_BYTES, max(4 * rows.nnz, 4 * MIN_BLOCK * rows.n))
+    return int(np.clip(most // (4 * max(rows.n, 1)), 1, MAX_BLOCK))
 
 
 def respond(rows: Rows, direction: FloatArray, out: FloatArray) -> FloatArray:
@@ -109,15 +116,16 @@ def respond(rows: Rows, direction: FloatArray, out: FloatArray) -> FloatArray:
 
 
 def _respond(block: RowBlock, out: FloatArray, narrow: FloatArray) -> None:
-    features = narrow[:-1] if block.intercept else narrow
-    turned = np.ascontiguousarray(features.T)
-    for within, piece in block.pieces(max(block.piece_length(), 2048), np.float32):
-        if piece.sparse:
-            out[:, within] = (piece.features @ features).T
+    turned = np.ascontiguousarray(narrow.T)
+    length = max(block.piece_length(), 2048)
+    scratch = np.ones((min(length, block.rows), block.p), dtype=np.float32)
+    for within, piece in block.pieces(length, np.float32 if block.sparse else None):
+        if block.sparse:
+            out[:, within] = piece.margins(narrow).T
         else:
-            np.matmul(turned, piece.features.T, out=out[:, within])
-    if block.intercept:
-        out += narrow[-1][:, None]
+            dense = scratch[: within.stop - within.start]
+            dense[:, : piece.features.shape[1]] = piece.features
+            np.matmul(turned, dense.T, out=out[:, within])
 
 
 def response_error(rows: Rows, direction: FloatArray, square_norms: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -150,9 +158,9 @@ def estimate(
     cut : float
         logit of the threshold.
     width : int, optional
-        predictions in a block; by default as many as fit in 128 MiB, at most 256.
+        predictions in a block; `block_width` by default.
     """
-    width = min(width or block_width(rows.n), max(evaluation.n, 1))
+    width = min(width or block_width(rows), max(evaluation.n, 1))
     buffer = np.empty((width, rows.n), dtype=np.float32)
     for start in range(0, evaluation.n, width):
         stop = min(start + width, evaluation.n)
@@ -229,7 +237,7 @@ def _rank_chunk(
             t, count = int(pending[row]), int(counts[row])
             k_paper = beyond.get(t, int(sizes[1][row]))
             orders[t] = InfluenceOrder(
-                index[row, :count], gains[row, :count], bool(complete[row]), int(sizes[0][row]), k_paper
+                index[row, :count], gains[row, :count], float(floor[row]), int(sizes[0][row]), k_paper
             )
         pending = pending[~done]
         head = min(8 * head, n)
@@ -244,13 +252,26 @@ def _counts(influence: FloatArray, goal: FloatArray) -> list[int]:
     floor = _floor(influence, goal, 1)
     found = []
     for row, wanted, least, most in zip(influence, goal, floor, reachable, strict=True):
-        k = 0
-        for bound in (least, TINY):
-            if most > wanted and not k:
-                reaching = row[row >= bound]
-                k = _crossing(np.cumsum(-np.sort(-reaching), dtype=np.float64), float(wanted))
-        found.append(k)
+        k = _depth(row, float(wanted), float(least)) if most > wanted else 0
+        found.append(k or (_depth(row, float(wanted), TINY) if most > wanted else 0))
     return found
+
+
+def _depth(influence: FloatArray, goal: float, floor: float) -> int:
+    """How many of the largest influences add up beyond a goal, 0 where all that reach ``floor`` do not.
+
+    Values are binned by eighths of octaves; only the bin in which the sum crosses is sorted.
+    """
+    values = influence[influence >= floor]
+    level = values.view(np.uint32) >> np.uint32(20)
+    before = np.cumsum(np.bincount(level, weights=values, minlength=1)[::-1])
+    place = int(np.searchsorted(before, goal, side="right"))
+    if place == len(before):
+        return 0
+    there = len(before) - 1 - place
+    above = float(before[place - 1]) if place else 0.0
+    inside = np.cumsum(-np.sort(-values[level == there]), dtype=np.float64)[:-1] + above
+    return int(np.count_nonzero(level > there)) + int(np.searchsorted(inside, goal, side="right")) + 1
 
 
 def _floor(values: FloatArray, need: FloatArray, head: int) -> FloatArray:
@@ -304,28 +325,58 @@ def _decide(
     goal: float,
     goal_paper: float,
 ) -> InfluenceOrder:
-    """Take the head's influences again in float64."""
-    index = np.sort(order.index)
-    response = np.asarray(rows.take(index) @ direction).ravel()
-    gains = -effect.coefficient[index] * response + shift * effect.count[index]
-    ranked = np.argsort(-gains, kind="stable")
-    ranked = ranked[gains[ranked] > 0]
-    gains = gains[ranked]
+    """Take the head's sums again from float64 influences."""
+    index, gains = _ranked(rows, effect, direction, shift, np.sort(order.index))
     total = np.cumsum(gains)
     k_paper = _crossing(total, goal_paper)
     if not k_paper and not order.complete:
         k_paper = order.k_paper
-    return InfluenceOrder(index[ranked], gains, order.complete, _crossing(total, goal), k_paper)
+    return InfluenceOrder(index, gains, order.floor, _crossing(total, goal), k_paper)
+
+
+def _ranked(
+    rows: Rows, effect: RelabelEffect, direction: FloatArray, shift: float, index: IntArray | None = None
+) -> tuple[IntArray, FloatArray]:
+    """Rank rows, all by default, whose influence is positive, from float64 products.
+
+    Influences are rounded to float32 before they are compared: identical rows then tie, and ties go by position,
+    however a product's own rounding falls.
+    """
+    if index is None:
+        index, response = np.arange(rows.n), rows.margins(direction)
+    else:
+        response = np.asarray(rows.take(index) @ direction).ravel()
+    gains = (shift * effect.count[index] - effect.coefficient[index] * response).astype(np.float32)
+    ranked = np.argsort(-gains, kind="stable")
+    ranked = ranked[gains[ranked] > 0]
+    return index[ranked], gains[ranked].astype(np.float64)
+
+
+def decided_head(
+    rows: Rows, effect: RelabelEffect, direction: FloatArray, toward: float, order: InfluenceOrder, error: float
+) -> InfluenceOrder:
+    """The part of a head whose order does not hang on float32, ranked by float64 products.
+
+    A prefix of the order is then the same set whatever predictions shared its block. ``error`` bounds the rounding
+    of any row's float32 influence; members within it of the floor are left out, as others may belong before them.
+    """
+    shift = -toward * float(effect.shared @ direction)
+    index, gains = _ranked(rows, effect, direction * toward, shift, np.sort(order.index))
+    if not order.complete:
+        error += 2.0**-22 * abs(shift) * float(np.abs(effect.count).max())
+        sure = int(np.searchsorted(-gains, -(order.floor + error)))
+        index, gains = index[:sure], gains[:sure]
+    return dataclasses.replace(order, index=index, influence=gains)
 
 
 def complete_order(
     rows: Rows, effect: RelabelEffect, direction: FloatArray, toward: float, order: InfluenceOrder
 ) -> InfluenceOrder:
-    """The whole order of one prediction in float64, for a search that outruns the head."""
-    response = rows.margins(direction * toward)
-    gains = -effect.coefficient * response - effect.count * float(effect.shared @ direction) * toward
-    positive = np.flatnonzero(gains > 0)
-    ranked = positive[np.argsort(-gains[positive], kind="stable")]
-    known = np.isin(ranked, order.index, assume_unique=True)
-    index = np.concatenate([order.index, ranked[~known]])
-    return InfluenceOrder(index, np.maximum(gains[index], 0.0), True, order.k_estimate, order.k_paper)
+    """The whole order of one prediction, for a search that outruns the head."""
+    shift = -toward * float(effect.shared @ direction)
+    index, gains = _ranked(rows, effect, direction * toward, shift)
+    known = np.isin(index, order.index, assume_unique=True)
+    index = np.concatenate([order.index, index[~known]])
+    return dataclasses.replace(
+        order, index=index, influence=np.concatenate([order.influence, gains[~known]]), floor=float(TINY)
+    )

@@ -70,6 +70,14 @@ class Cells:
         low, high = np.searchsorted(self.row, (start, stop))
         return Cells(self.row[low:high] - start, self.column[low:high], self.value[low:high])
 
+    def among(self, slots: IntArray, width: int) -> Cells:
+        """The cells of the columns ``slots``, which are then counted from 0."""
+        place = np.full(width, -1)
+        place[slots] = np.arange(len(slots))
+        column = place[self.column]
+        held = column >= 0
+        return Cells(self.row[held], column[held], self.value[held])
+
 
 @dataclass(frozen=True)
 class Weighing:
@@ -235,14 +243,19 @@ def slope(
     theta: FloatArray,
     direction: FloatArray,
     step: FloatArray,
+    slots: IntArray,
     weighing: Weighing,
 ) -> tuple[FloatArray, FloatArray]:
-    """First and second derivative of the loss along the direction at ``step``, each (B,)."""
-    width = theta.shape[1]
-    first, second = np.zeros(width), np.zeros(width)
-    for cells, within, image, z in _images(block, own, theta, direction, reuse=True):
+    """First and second derivative of the loss of the columns ``slots`` at ``step`` along the direction, each (b,)."""
+    few = Weighing(weighing.by_class[:, slots], weighing.balanced)
+    first, second = np.zeros(len(slots)), np.zeros(len(slots))
+    chosen = OwnCells(own.relabelled.among(slots, theta.shape[1]), own.reference, own.kept)
+    if own.kept is None:
+        theta, direction, slots = theta[:, slots], direction[:, slots], np.arange(len(slots))
+    for cells, within, image, z in _images(block, chosen, theta, direction, reuse=True):
+        image, z = image[:, slots], z[:, slots]
         curvature = np.empty(image.shape)
-        here = residual(z + step * image, y[within], base[within], weight[within], weighing, cells, curvature)
+        here = residual(z + step * image, y[within], base[within], weight[within], few, cells, curvature)
         first += np.einsum("ij,ij->j", here, image)
         curvature *= image
         second += np.einsum("ij,ij->j", curvature, image)

@@ -366,27 +366,35 @@ class RefitBlock:
         bend = bend + bend_penalty
         self.products += self.width * (1 if self._kept is not None else 2)
         step = np.divide(-slope, bend, out=np.zeros_like(slope), where=bend > 0)
-        if np.any(step * longest > LONG_STEP):
-            step = self._safeguard(direction, slope, step, bend_penalty)
+        long = np.flatnonzero(step * longest > LONG_STEP)
+        if long.size:
+            step[long] = self._safeguard(direction[:, long], slope[long], step[long], bend_penalty[long], long)
         return step
 
     def _safeguard(
-        self, direction: FloatArray, slope: FloatArray, step: FloatArray, bend_penalty: FloatArray
+        self, direction: FloatArray, slope: FloatArray, step: FloatArray, bend_penalty: FloatArray, slots: IntArray
     ) -> FloatArray:
-        """Newton steps along the direction, kept inside a bracket of the minimum, until the slope is small."""
+        """Newton steps of ``slots`` along their directions, inside a bracket of the minimum, until the slope is small.
+
+        A column's steps depend on nothing but itself, so its refit does not hang on what shares its block.
+        """
         low, high = np.zeros_like(step), np.full_like(step, np.inf)
-        slope_penalty = np.einsum("ij,ij->j", direction, self.problem.penalty[:, None] * self.theta)
-        best = step
+        slope_penalty = np.einsum("ij,ij->j", direction, self.problem.penalty[:, None] * self.theta[:, slots])
+        best = step.copy()
+        moving = np.arange(len(slots))
         for _ in range(LINE_STEPS):
-            here, bend = self._pass(passes.slope, self.theta, direction, best, join=("sum", "sum"))
-            here = here + slope_penalty + best * bend_penalty
-            bend = bend + bend_penalty
-            self.products += 0 if self._kept is not None else 2 * self.width
-            low, high = np.where(here < 0, best, low), np.where(here < 0, high, best)
-            newton = best - np.divide(here, bend, out=np.zeros_like(here), where=bend > 0)
-            middle = np.where(np.isfinite(high), 0.5 * (low + high), 4.0 * best)
-            inside = (newton > low) & (newton < np.where(np.isfinite(high), high, 4.0 * best))
-            best = np.where(inside, newton, middle)
-            if np.all(np.abs(here) <= FLAT * np.abs(slope)):
+            at = best[moving]
+            here, bend = self._pass(passes.slope, self.theta, self._direction, at, slots[moving], join=("sum", "sum"))
+            here = here + slope_penalty[moving] + at * bend_penalty[moving]
+            bend = bend + bend_penalty[moving]
+            self.products += 0 if self._kept is not None else 2 * moving.size
+            low[moving] = np.where(here < 0, at, low[moving])
+            high[moving] = np.where(here < 0, high[moving], at)
+            newton = at - np.divide(here, bend, out=np.zeros_like(here), where=bend > 0)
+            ceiling = np.where(np.isfinite(high[moving]), high[moving], 4.0 * at)
+            middle = np.where(np.isfinite(high[moving]), 0.5 * (low[moving] + ceiling), ceiling)
+            best[moving] = np.where((newton > low[moving]) & (newton < ceiling), newton, middle)
+            moving = moving[np.abs(here) > FLAT * np.abs(slope[moving])]
+            if not moving.size:
                 break
         return best

@@ -16,7 +16,7 @@ import numpy as np
 
 from mlflow_relabel_audit.curvature import StationaryPoint
 from mlflow_relabel_audit.errors import SingularHessianError
-from mlflow_relabel_audit.flips.order import EstimateBlock, InfluenceOrder, complete_order, response_error
+from mlflow_relabel_audit.flips.order import EstimateBlock, InfluenceOrder, complete_order, decided_head, response_error
 from mlflow_relabel_audit.flips.refit import RefitBlock
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect
 from mlflow_relabel_audit.problem import FloatArray, IntArray, Problem
@@ -177,7 +177,8 @@ class VerifiedSearch:
     row_norms : ndarray of shape (n,)
         ``||x_i||_{H^-1}`` or upper bounds.
     width : int, optional
-        predictions refitted at once; by default as many as keep the state near 16 MiB, 8 to 64.
+        predictions refitted at once; by default as many as keep the state near half of the rows' memory and
+        below 16 MiB, 8 to 64.
     """
 
     def __init__(
@@ -192,7 +193,9 @@ class VerifiedSearch:
         self.problem, self.rows, self.point, self.effect = problem, rows, point, effect
         self._row_norms = row_norms
         self._square_norms = rows.square_norms()
-        self.width = width or int(np.clip(STATE_BYTES // (24 * max(rows.n, 1)), 8, MAX_WIDTH))
+        self._reach = float((np.abs(effect.coefficient) * np.sqrt(self._square_norms)).max(initial=0.0))
+        held = min(STATE_BYTES, max(8 * rows.nnz // 2, 1))
+        self.width = width or int(np.clip(held // (24 * max(rows.n, 1)), 8, MAX_WIDTH))
         self.products, self.settled, self.refreshed = 0.0, 0, 0
         # rows an own reference follows, and the iterations (of 4 n p) it costs: do without until they are spent
         self._followed = min(rows.n, max(rows.p, REFERENCE_ENTRIES // rows.p, rows.n // 8))
@@ -244,7 +247,7 @@ class VerifiedSearch:
 
         bounded = upper is not None
 
-        def collect() -> int:
+        def collect() -> None:
             finished = 0
             for slot, column in enumerate(columns):
                 status = None if column is None else self._status(column, bounded)
@@ -254,26 +257,31 @@ class VerifiedSearch:
                     finished += 1
             if progress is not None and finished:
                 progress(finished)
-            return finished
 
-        while True:
-            held = self._fill(state, columns, pending, block, orders, upper, scale, row)
-            self._settle(state, columns, np.asarray(held, dtype=np.intp), block, bounded)
-            if collect() and pending:
-                continue
-            active = [slot for slot, column in enumerate(columns) if column is not None]
-            if not active:
-                break
+        def admit() -> None:
+            """Fill free columns and settle the new ones; those that wait for a descent are left as they stand."""
+            while (fresh := self._fill(state, columns, pending, block, orders, upper, scale, row)).size:
+                self._settle(state, columns, fresh, block, bounded)
+                collect()
+
+        admit()
+        while (active := np.flatnonzero([column is not None for column in columns])).size:
             if 2 * len(active) <= len(columns):
-                state.keep(np.asarray(active))
+                state.keep(active)
                 columns = [columns[slot] for slot in active]
+                active = np.arange(len(columns))
             state.descend()
-            for slot, column in enumerate(columns):
-                if column is not None:
-                    column.descents += 1
-                    if column.descents >= column.patience:
-                        self._refresh(state, slot, column)
+            for slot in active:
+                column = columns[slot]
+                assert column is not None
+                column.descents += 1
+                if column.descents >= column.patience:
+                    self._refresh(state, int(slot), column)
             collect()
+            held = np.flatnonzero([column is not None for column in columns])
+            self._settle(state, columns, held, block, bounded)
+            collect()
+            admit()
         self.products += state.products
         self.refreshed += state.refreshed
         return [result for result in results if result is not None]
@@ -288,17 +296,22 @@ class VerifiedSearch:
         upper: list[int] | None,
         scale: FloatArray,
         row: FloatArray,
-    ) -> list[int]:
-        """Put waiting predictions into free columns; returns every occupied slot."""
+    ) -> IntArray:
+        """Put waiting predictions into free columns; returns the slots that were filled."""
         fresh: list[int] = []
         sets: list[IntArray] = []
         for slot, held in enumerate(columns):
             if held is not None or not pending:
                 continue
             t = pending.pop()
+            order = orders[t]
+            if orders is block.orders:
+                order = decided_head(
+                    self.rows, self.effect, block.direction[:, t], float(block.toward[t]), order, scale[t] * self._reach
+                )
             column = _Column(
                 t,
-                orders[t],
+                order,
                 block.margin[t],
                 block.toward[t],
                 None if upper is None else upper[t],
@@ -312,7 +325,7 @@ class VerifiedSearch:
             sets.append(column.order.index[: column.k])
         if fresh:
             state.relabel(np.asarray(fresh), sets)
-        return [slot for slot, held in enumerate(columns) if held is not None]
+        return np.asarray(fresh, dtype=np.intp)
 
     def _goto(self, column: _Column, k: int, block: EstimateBlock) -> None:
         """Move a column to k, inside its bracket, growing its order where k outruns it."""

@@ -55,8 +55,12 @@ class RowBlock:
         return int(np.clip(PIECE_BYTES // max(8 * (stored + columns), 1), 64, 8192))
 
     def pieces(self, length: int | None = None, dtype: Any = np.float64) -> Iterator[tuple[slice, RowBlock]]:
-        """Yield parts of the block in order, with where they are in it; none is copied where ``dtype`` fits."""
+        """Yield parts of the block in order, with where they are in it, as ``dtype`` (None: as they are kept).
+
+        They are copied only to convert.
+        """
         length, features, rows = length or self.piece_length(), self.features, self.rows
+        dtype = dtype or features.dtype
         for start in range(0, rows, length):
             within = slice(start, min(start + length, rows))
             if self.sparse:

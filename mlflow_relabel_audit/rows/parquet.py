@@ -37,6 +37,7 @@ class ParquetSource:
     def __init__(self, path: Any, what: str = "training data") -> None:
         self.path, self.what = str(path), what
         self._dataset: Any = None
+        self._files: list[str] | None = None
         self._names: list[str] | None = None
         self._form = "frame"
         dataset = self._open()
@@ -134,6 +135,10 @@ class ParquetSource:
         if self._dataset is None:
             with self._failing():
                 self._dataset = ds.dataset(self.path, format="parquet", partitioning="hive")
+                files = list(self._dataset.files)
+            if self._files is not None and (gone := sorted(set(self._files) - set(files))):
+                raise StoreError(f"{self.what} {gone[0]}: cannot be read (it was there before); put it back")
+            self._files = self._files or files
         return self._dataset
 
     def _reading(self) -> dict[str, Any]:

@@ -159,9 +159,9 @@ class Rows:
             out[-1] = out[:, -1] = pulled[:, 0]
         return out
 
-    def gram_change(self, index: IntArray, change: FloatArray) -> FloatArray:
-        """``X_S' diag(change) X_S``, shape (p, p), over the rows at ``index`` (ascending)."""
-        found = self.reduce(steps.gram_change, each=self.split(index, change), join=("sum",))
+    def part_gram(self, index: IntArray, diagonal: FloatArray) -> FloatArray:
+        """``X_S' diag(diagonal) X_S``, shape (p, p), over the rows at ``index`` (ascending), diagonal >= 0."""
+        found = self.reduce(steps.part_gram, each=self.split(index, diagonal), join=("sum",))
         if found is None:
             return np.zeros((self.p, self.p))
         return np.asarray(found[0].toarray() if sp.issparse(found[0]) else found[0])

@@ -51,12 +51,15 @@ def gram(block: RowBlock, diagonal: FloatArray) -> tuple[Any, FloatArray]:
 
 
 @picks_rows
-def gram_change(block: RowBlock, index: IntArray, change: FloatArray) -> tuple[Any]:
-    """``X_S' diag(change) X_S`` over the rows at ``index``, ones included; the change may be negative."""
+def part_gram(block: RowBlock, index: IntArray, diagonal: FloatArray) -> tuple[Any]:
+    """``X_S' diag(diagonal) X_S`` over the rows at ``index``, ones included, by a symmetric product."""
+    root = np.sqrt(diagonal)[:, None]
     part = block.take(index)
     if block.sparse:
-        return (part.T @ part.multiply(change[:, None]).tocsr(),)
-    return (part.T @ (part * change[:, None]),)
+        part = part.multiply(root).tocsr()
+    else:
+        part *= root
+    return (part.T @ part,)
 
 
 @picks_rows

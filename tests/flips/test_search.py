@@ -20,6 +20,7 @@ from mlflow_relabel_audit.flips.exact import exact_margin
 from mlflow_relabel_audit.flips.order import estimate
 from mlflow_relabel_audit.flips.refit import RefitBlock
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect
+from mlflow_relabel_audit.flips.search import VerifiedSearch
 from tests.flips.fitting import fitted
 
 X, Y = load_breast_cancer(return_X_y=True)
@@ -223,3 +224,22 @@ def test_odd_numbers_give_an_answer_or_a_named_error(
     verified = frame["status"] == "verified"
     assert frame.loc[verified, "k"].between(1, n).all()
     assert frame.loc[~verified, "k"].isna().all()
+
+
+@pytest.mark.parametrize("class_weight", [None, "balanced"])
+def test_a_set_depends_on_its_prediction_alone(class_weight):
+    model = LogisticRegression(C=0.05, class_weight=class_weight, tol=1e-10, max_iter=10_000).fit(X[:400], NOISY[:400])
+    auditor = Auditor(model, X[:400], NOISY[:400], sample_weight=None, threshold=0.4)
+    model_parts = auditor.fitted
+    evaluation = auditor.evaluation_rows(X[400:])
+
+    def sets(width: int) -> list[list[int]]:
+        search = VerifiedSearch(
+            auditor.problem, auditor.rows, auditor.point, model_parts.effect, model_parts.row_norms, width=width
+        )
+        blocks = estimate(auditor.rows, auditor.point, model_parts.effect, evaluation, auditor.problem.cut, 2 * width)
+        return [found.index.tolist() for block in blocks for found in search.run(block)]
+
+    together = sets(64)
+    assert sets(7) == together
+    assert sets(1) == together
