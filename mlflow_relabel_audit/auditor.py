@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,7 +40,7 @@ from mlflow_relabel_audit.flips.relabelling import RelabelEffect
 from mlflow_relabel_audit.flips.removal import removal_frame, removal_sets
 from mlflow_relabel_audit.flips.search import FlipSet
 from mlflow_relabel_audit.problem import FloatArray, read_problem, supervised_steps, unwrap
-from mlflow_relabel_audit.rows import Rows
+from mlflow_relabel_audit.rows import ParquetSource, Rows
 
 Hessian = Path | Callable[[str], Path | None]
 
@@ -52,7 +52,7 @@ class Auditor:
     ----------
     estimator : LogisticRegression, LogisticRegressionCV or Pipeline
         fitted; l2 penalty (any solver) or none with full rank; a Pipeline has to end in one of the two.
-    X_train : array, frame, series or CSR matrix of n rows
+    X_train : array, frame, series or CSR matrix of n rows, or a ParquetSource
         what the estimator's fit took.
     y_train : array-like of shape (n,)
         the labels it was fitted on, as they were given to fit.
@@ -67,6 +67,12 @@ class Auditor:
     hessian : Path, or callable from a fingerprint to a Path or None, optional
         a folder with ``hessian.npz`` and ``hessian.json`` of an earlier audit of the same model and data; used
         where its fingerprint fits, else computed again (with a warning).
+    memory_limit : int or str, optional
+        bytes, or a size like ``"1GiB"``, that training rows may occupy at once: they are then transformed part by
+        part, kept in a private scratch folder and read back block by block. Results are the same.
+    dask : str or distributed.Client, optional
+        ``"tcp://host:port"`` of a scheduler, or ``"local"``: its workers then read, transform and keep the training
+        rows, and every pass over them runs there. Results are the same. Needs the extra ``dask``.
 
     Raises
     ------
@@ -103,6 +109,8 @@ class Auditor:
         *,
         curvature: str | None = None,
         hessian: Hessian | None = None,
+        memory_limit: int | str | None = None,
+        dask: Any = None,
     ) -> None:
         self.problem = read_problem(estimator, threshold=threshold)
         _, self._transformer = unwrap(estimator)
@@ -113,10 +121,56 @@ class Auditor:
                 UserWarning,
                 stacklevel=2,
             )
-        self.rows = inputs.training_rows(self.problem, self._transformer, X_train, y_train, sample_weight)
+        limit = None if memory_limit is None else inputs.byte_size(memory_limit)
+        self.rows = inputs.training_rows(self.problem, self._transformer, X_train, y_train, sample_weight, limit, dask)
         self.row_ids = inputs.row_ids(row_ids, self.rows.n, "training rows")
         self.hessian_cached = False
         self.point = self._stationary_point(curvature, hessian)
+
+    @classmethod
+    def from_parquet(
+        cls,
+        estimator: Any,
+        path: str | Path,
+        target: str,
+        *,
+        features: Sequence[str] | None = None,
+        weight_column: str | None = None,
+        id_column: str | None = None,
+        text: str | None = None,
+        **options: Any,
+    ) -> Auditor:
+        """Audit a model on training rows in a Parquet file, or in a folder of them.
+
+        Parameters
+        ----------
+        estimator : as for the constructor
+        path : str or Path
+            a file, a folder, or any address that pyarrow reads; every file with the same columns.
+        target : str
+            column of the labels.
+        features : sequence of str, optional
+            columns that the model's fit took, in that order; by default its ``feature_names_in_``, else all that
+            are not named here.
+        weight_column, id_column : str, optional
+        text : str, optional
+            the one column of text, where the model's first step takes text.
+        options
+            of the constructor, ``memory_limit`` among them.
+        """
+        source = ParquetSource(path)
+        named = {target, weight_column, id_column}
+        names = features or getattr(estimator, "feature_names_in_", None)
+        array = names is None and text is None
+        chosen = [str(name) for name in names] if names is not None else [c for c in source.columns if c not in named]
+        rows = source.select(chosen, array=array) if text is None else source.series(text)
+
+        def column(name: str | None) -> Any:
+            return None if name is None else source.select([name]).frame()[name].to_numpy()
+
+        return cls(
+            estimator, rows, column(target), sample_weight=column(weight_column), row_ids=column(id_column), **options
+        )
 
     # -- what was fitted -------------------------------------------------------------------------------------
 
@@ -136,12 +190,10 @@ class Auditor:
         digest = hashlib.sha256(f"mlflow-relabel-audit {__version__}".encode())
         problem, rows = self.problem, self.rows
         digest.update(repr((problem.classes, problem.class_weight, rows.intercept, rows.n, rows.p)).encode())
-        parts = [problem.theta, problem.penalty, rows.y, rows.base_weight]
-        features = rows.features
-        parts += [features.data, features.indices, features.indptr] if rows.sparse else [features]
-        for part in parts:
-            digest.update(str(part.dtype).encode())
+        for part in (problem.theta, problem.penalty, rows.y, rows.base_weight):
             digest.update(np.ascontiguousarray(part).data)
+        for block in rows.digests():
+            digest.update(block)
         return digest.hexdigest()
 
     def save_hessian(self, directory: Path) -> list[Path]:

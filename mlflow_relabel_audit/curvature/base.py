@@ -91,7 +91,6 @@ def solved_row_norms(curvature: Curvature, rows: Rows, length: int = 256) -> Flo
     out = np.empty(rows.n)
     for start in range(0, rows.n, length):
         index = np.arange(start, min(start + length, rows.n))
-        part = rows.take(index)
-        columns = (part.toarray() if rows.sparse else part).T
-        out[index] = np.einsum("ij,ij->j", columns, curvature.solve(np.ascontiguousarray(columns)))
+        columns = rows.columns(index)
+        out[index] = np.einsum("ij,ij->j", columns, curvature.solve(columns))
     return np.sqrt(np.maximum(out, 0.0))

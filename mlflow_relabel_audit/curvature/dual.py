@@ -8,14 +8,14 @@ inversion lemma and the Schur complement of an unpenalised intercept give, for a
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from scipy.linalg import cho_solve
 
 from mlflow_relabel_audit.curvature.base import cholesky_factor, singular, solved_row_norms
 from mlflow_relabel_audit.problem import FloatArray, IntArray
-from mlflow_relabel_audit.rows import Rows
+from mlflow_relabel_audit.rows import RowBlock, Rows
 
 
 class DualCurvature:
@@ -54,11 +54,9 @@ class DualCurvature:
         root = np.sqrt(diagonal)
         inverse = 1.0 / penalty[: rows.features_in]
         kernel = np.empty((rows.n, rows.n))
-        for block in rows.blocks():
-            if rows.sparse:
-                kernel[block.start : block.stop] = (block.features.multiply(inverse) @ rows.features.T).toarray()
-            else:
-                kernel[block.start : block.stop] = (block.features * inverse) @ rows.features.T
+        everything = rows.take(np.arange(rows.n))[:, : rows.features_in]
+        scaled = (everything.multiply(inverse) if rows.sparse else everything * inverse).T
+        rows.collect(_against, scaled, out=kernel)
         if rows.intercept and penalty[-1] > 0:
             kernel += 1.0 / penalty[-1]
         kernel *= root[:, None]
@@ -106,3 +104,10 @@ class DualCurvature:
         lower = np.zeros((rows.n, rows.n))
         lower[np.tril_indices(rows.n)] = packed
         return cls(lower, condition, rows, diagonal, penalty)
+
+
+def _against(block: RowBlock, out: FloatArray, others: Any) -> None:
+    """Products of a block's rows with all rows, which are few where the dual form is chosen."""
+    for within, piece in block.pieces():
+        product = piece.features @ others
+        out[within] = product.toarray() if piece.sparse else product

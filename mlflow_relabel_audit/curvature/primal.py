@@ -10,7 +10,7 @@ from scipy.linalg import blas, lapack, solve_triangular
 
 from mlflow_relabel_audit.curvature.base import cholesky_factor
 from mlflow_relabel_audit.problem import FloatArray, IntArray
-from mlflow_relabel_audit.rows import Rows
+from mlflow_relabel_audit.rows import RowBlock, Rows
 
 MAX_INVERTED = 1024
 """Order up to which the triangle is inverted once and solves are products."""
@@ -61,39 +61,20 @@ class PrimalCurvature:
         hessian = self.lower @ self.lower.T
         for sign in (1.0, -1.0):  # symmetric products of what is added and of what is taken away
             moved = np.flatnonzero(sign * change > 0)
-            part = rows.take(index[moved])
-            root = np.sqrt(np.abs(change[moved]))[:, None]
-            if rows.sparse:
-                part = part.multiply(root).tocsr()
-                hessian += sign * (part.T @ part).toarray()
-            else:
-                part *= root
-                hessian += sign * (part.T @ part)
+            hessian += sign * rows.part_gram(index[moved], np.abs(change[moved]))
         return PrimalCurvature(*cholesky_factor(hessian))
 
     def row_norms(self, rows: Rows) -> FloatArray:
         """``||x_i||_{H^-1}`` of every row, shape (n,)."""
-        square = self._inverse_form(rows) if rows.sparse else self._triangular_form(rows)
-        return np.sqrt(np.maximum(square, 0.0))
-
-    def _triangular_form(self, rows: Rows) -> FloatArray:
         out = np.empty(rows.n)
-        for block in rows.blocks():
-            part = rows.take(np.arange(block.start, block.stop))
-            half = solve_triangular(self.lower, part.T, lower=True, check_finite=False)
-            out[block.start : block.stop] = np.einsum("ij,ij->j", half, half)
-        return out
-
-    def _inverse_form(self, rows: Rows) -> FloatArray:
-        """By the explicit inverse: a sparse row touches only the square of its few entries."""
-        inverse, _ = lapack.dpotri(self.lower, lower=1)
-        inverse = np.tril(inverse)
-        inverse += np.tril(inverse, -1).T
-        out = np.empty(rows.n)
-        for block in rows.blocks():
-            part = rows.take(np.arange(block.start, block.stop))
-            out[block.start : block.stop] = np.asarray(part.multiply(part @ inverse).sum(axis=1)).ravel()
-        return out
+        if rows.sparse:  # by the explicit inverse: a sparse row touches only the square of its few entries
+            inverse, _ = lapack.dpotri(self.lower, lower=1)
+            inverse = np.tril(inverse)
+            inverse += np.tril(inverse, -1).T
+            rows.collect(_inverse_form, inverse, out=out)
+        else:
+            rows.collect(_triangular_form, self.lower, out=out)
+        return np.sqrt(np.maximum(out, 0.0))
 
     def arrays(self) -> dict[str, FloatArray]:
         """The packed lower triangle, row by row, shape (p (p + 1) / 2,)."""
@@ -105,3 +86,15 @@ class PrimalCurvature:
         lower = np.zeros((p, p))
         lower[np.tril_indices(p)] = packed
         return cls(lower, condition)
+
+
+def _triangular_form(block: RowBlock, out: FloatArray, lower: FloatArray) -> None:
+    for within, piece in block.pieces():
+        half = solve_triangular(lower, piece.whole().T, lower=True, check_finite=False)
+        out[within] = np.einsum("ij,ij->j", half, half)
+
+
+def _inverse_form(block: RowBlock, out: FloatArray, inverse: FloatArray) -> None:
+    for within, piece in block.pieces():
+        part = piece.whole()
+        out[within] = np.asarray(part.multiply(part @ inverse).sum(axis=1)).ravel()

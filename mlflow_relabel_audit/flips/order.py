@@ -17,7 +17,7 @@ from mlflow_relabel_audit.curvature.stationary import sigmoid
 from mlflow_relabel_audit.errors import RequestError
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect
 from mlflow_relabel_audit.problem import FloatArray, IntArray
-from mlflow_relabel_audit.rows import Rows
+from mlflow_relabel_audit.rows import RowBlock, Rows
 
 BUFFER_BYTES = 2**27
 MAX_BLOCK, MIN_BLOCK = 256, 64
@@ -112,18 +112,20 @@ def respond(rows: Rows, direction: FloatArray, out: FloatArray) -> FloatArray:
             f"influences: up to {np.abs(direction).max():.1e} per unit of a feature, beyond float32; scale the "
             "features (StandardScaler) or strengthen the penalty, and log that model"
         ) from error
+    return np.asarray(rows.collect(_respond, narrow, out=out, axis=1))
+
+
+def _respond(block: RowBlock, out: FloatArray, narrow: FloatArray) -> None:
     turned = np.ascontiguousarray(narrow.T)
-    length = max(rows.block_length(), 2048)
-    scratch = np.ones((min(length, rows.n), rows.p), dtype=np.float32)
-    for block in rows.blocks(np.float32 if rows.sparse else None, length=length):
-        part = out[:, block.start : block.stop]
-        if rows.sparse:
-            part[...] = block.margins(narrow).T
+    length = max(block.piece_length(), 2048)
+    scratch = np.ones((min(length, block.rows), block.p), dtype=np.float32)
+    for within, piece in block.pieces(length, np.float32 if block.sparse else None):
+        if block.sparse:
+            out[:, within] = piece.margins(narrow).T
         else:
-            dense = scratch[: block.stop - block.start]
-            dense[:, : rows.features_in] = block.features
-            np.matmul(turned, dense.T, out=part)
-    return out
+            dense = scratch[: within.stop - within.start]
+            dense[:, : piece.features.shape[1]] = piece.features
+            np.matmul(turned, dense.T, out=out[:, within])
 
 
 def response_error(rows: Rows, direction: FloatArray, square_norms: FloatArray) -> tuple[FloatArray, FloatArray]:
