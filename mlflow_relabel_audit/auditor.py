@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from mlflow_relabel_audit import __version__, inputs
+from mlflow_relabel_audit import inputs
 from mlflow_relabel_audit.analyses.bias import BiasResult, bias_audit
 from mlflow_relabel_audit.analyses.contest import ContestResult, contest
 from mlflow_relabel_audit.analyses.correction import Correction, correction, not_measured
@@ -25,15 +24,9 @@ from mlflow_relabel_audit.analyses.robustness import (
     Search,
     robustness,
 )
-from mlflow_relabel_audit.curvature import (
-    Curvature,
-    Stationarity,
-    StationaryPoint,
-    find_stationary_point,
-    load_hessian,
-    save_hessian,
-)
-from mlflow_relabel_audit.errors import RequestError, StaleCurvatureError
+from mlflow_relabel_audit.curvature import Curvature, Stationarity, save_hessian
+from mlflow_relabel_audit.curvature.reuse import Stored, fingerprint, stationary_point
+from mlflow_relabel_audit.errors import RequestError
 from mlflow_relabel_audit.flips.certificate import Certificate
 from mlflow_relabel_audit.flips.rankings import Ranking, direction_norms, rank
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect
@@ -41,8 +34,6 @@ from mlflow_relabel_audit.flips.removal import removal_frame, removal_sets
 from mlflow_relabel_audit.flips.search import FlipSet
 from mlflow_relabel_audit.problem import FloatArray, read_problem, supervised_steps, unwrap
 from mlflow_relabel_audit.rows import ParquetSource, Rows
-
-Hessian = Path | Callable[[str], Path | None]
 
 
 class Auditor:
@@ -108,7 +99,7 @@ class Auditor:
         row_ids: Any = None,
         *,
         curvature: str | None = None,
-        hessian: Hessian | None = None,
+        hessian: Stored | None = None,
         memory_limit: int | str | None = None,
         dask: Any = None,
     ) -> None:
@@ -124,8 +115,7 @@ class Auditor:
         limit = None if memory_limit is None else inputs.byte_size(memory_limit)
         self.rows = inputs.training_rows(self.problem, self._transformer, X_train, y_train, sample_weight, limit, dask)
         self.row_ids = inputs.row_ids(row_ids, self.rows.n, "training rows")
-        self.hessian_cached = False
-        self.point = self._stationary_point(curvature, hessian)
+        self.point, self.hessian_cached = stationary_point(self.problem, self.rows, hessian, curvature)
 
     @classmethod
     def from_parquet(
@@ -187,14 +177,7 @@ class Auditor:
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the model's coefficients and objective, the training rows, and the package version."""
-        digest = hashlib.sha256(f"mlflow-relabel-audit {__version__}".encode())
-        problem, rows = self.problem, self.rows
-        digest.update(repr((problem.classes, problem.class_weight, rows.intercept, rows.n, rows.p)).encode())
-        for part in (problem.theta, problem.penalty, rows.y, rows.base_weight):
-            digest.update(np.ascontiguousarray(part).data)
-        for block in rows.digests():
-            digest.update(block)
-        return digest.hexdigest()
+        return fingerprint(self.problem, self.rows)
 
     def save_hessian(self, directory: Path) -> list[Path]:
         """Write ``hessian.npz`` and ``hessian.json`` into an existing folder; returns their paths."""
@@ -442,17 +425,3 @@ class Auditor:
     def evaluation_rows(self, X: Any) -> Rows:
         """Rows to predict, through the transformer steps; labels unknown."""
         return inputs.evaluation_rows(self.problem, self._transformer, X)
-
-    def _stationary_point(self, kind: str | None, hessian: Hessian | None) -> StationaryPoint:
-        folder = hessian(self.fingerprint) if callable(hessian) else hessian
-        if folder is not None:
-            try:
-                stored = load_hessian(Path(folder), self.fingerprint, self.problem, self.rows)
-            except StaleCurvatureError as error:
-                warnings.warn(str(error), UserWarning, stacklevel=3)
-            else:
-                if stored is not None:
-                    point = find_stationary_point(self.problem, self.rows, start=stored[0], curvature=stored[1])
-                    self.hessian_cached = point.curvature is stored[1]
-                    return point
-        return find_stationary_point(self.problem, self.rows, kind=kind)
