@@ -76,7 +76,8 @@ def cholesky_factor(matrix: FloatArray) -> tuple[FloatArray, float]:
     """
     norm = float(np.abs(matrix).sum(axis=0).max(initial=0.0))
     try:
-        lower = cholesky(matrix, lower=True, overwrite_a=True, check_finite=False)
+        # turned, as the routine works by columns: it then needs no copy
+        lower = cholesky(matrix.T, lower=True, overwrite_a=True, check_finite=False)
     except LinAlgError as error:
         raise singular(f"its Cholesky factorisation broke down: {error}") from error
     reciprocal, _ = lapack.dpocon(lower, norm, uplo="L")

@@ -13,7 +13,10 @@ from mlflow_relabel_audit.problem import FloatArray, IntArray
 from mlflow_relabel_audit.rows import RowBlock, Rows
 
 MAX_INVERTED = 1024
-"""Order up to which the triangle is inverted once and solves are products."""
+"""Order up to which H is inverted in any case; beyond, where row norms have needed the inverse."""
+SAFE_CONDITION = 1e8
+"""Condition up to which products with the inverse stand for solves."""
+MIRROR = 512
 
 
 class PrimalCurvature:
@@ -40,16 +43,22 @@ class PrimalCurvature:
         return cls(*cholesky_factor(hessian))
 
     @functools.cached_property
-    def _inverse_lower(self) -> FloatArray:
-        """``L^-1``; products with it run in numpy's BLAS like all others, so two thread pools never contend."""
-        inverse, _ = lapack.dtrtri(self.lower, lower=1)
-        return np.ascontiguousarray(np.tril(inverse))
+    def _inverse(self) -> FloatArray:
+        """``H^-1``; products with it run in numpy's BLAS like all others, so two thread pools never contend."""
+        inverse, _ = lapack.dpotri(self.lower, lower=1)
+        for start in range(0, self.p, MIRROR):
+            stop = min(start + MIRROR, self.p)
+            corner = np.tril(inverse[start:stop, start:stop])
+            inverse[start:stop, start:stop] = corner + np.tril(corner, -1).T
+            inverse[start:stop, stop:] = inverse[stop:, start:stop].T
+        return np.asarray(inverse.T)
 
     def solve(self, right: FloatArray) -> FloatArray:
         """``H^-1 right``, shape (p,) or (p, B)."""
         columns = right.reshape(self.p, -1)
-        if self.p <= MAX_INVERTED:
-            return np.asarray(self._inverse_lower.T @ (self._inverse_lower @ columns)).reshape(right.shape)
+        at_hand = self.p <= MAX_INVERTED or "_inverse" in self.__dict__
+        if at_hand and self.condition <= SAFE_CONDITION:
+            return np.asarray(self._inverse @ columns).reshape(right.shape)
         half = blas.dtrsm(1.0, self.lower, columns, lower=1)
         whole = blas.dtrsm(1.0, self.lower, half, lower=1, trans_a=1, overwrite_b=1)
         return np.asarray(whole).reshape(right.shape)
@@ -68,10 +77,7 @@ class PrimalCurvature:
         """``||x_i||_{H^-1}`` of every row, shape (n,)."""
         out = np.empty(rows.n)
         if rows.sparse:  # by the explicit inverse: a sparse row touches only the square of its few entries
-            inverse, _ = lapack.dpotri(self.lower, lower=1)
-            inverse = np.tril(inverse)
-            inverse += np.tril(inverse, -1).T
-            rows.collect(_inverse_form, inverse, out=out)
+            rows.collect(_inverse_form, self._inverse, out=out)
         else:
             rows.collect(_triangular_form, self.lower, out=out)
         return np.sqrt(np.maximum(out, 0.0))

@@ -114,6 +114,8 @@ class RefitBlock:
         self._own_weight: list[FloatArray] = [np.zeros(0)] * width
         self._norm_max = np.zeros(width)
         self._rho: FloatArray = np.zeros(width)  # r . H^-1 r of the direction's step; 0 restarts
+        self._epsilon: FloatArray = np.zeros(width)  # ||r||_{H^-1} when it was last solved for
+        self._stray: FloatArray = np.zeros(width)  # how far r can have moved from there, in that norm
         self._target_norm = np.zeros(width)
         self.kappa = np.ones(width)
         self._q = np.zeros(width)
@@ -153,6 +155,8 @@ class RefitBlock:
         self.gradient[:, slot] = 0.0
         self.relabelled[slot] = np.zeros(0, dtype=np.int64)
         self._rho[slot] = 0.0
+        self._epsilon[slot] = self._stray[slot] = 0.0
+        self._conditioned[:, slot] = 0.0
         shared = self._own[slot] is None
         self.kappa[slot] = 1.0 if shared else 0.0  # against an own reference nothing is known here yet
         self._q[slot] = 0.0
@@ -196,7 +200,7 @@ class RefitBlock:
         with np.errstate(over="ignore"):
             self._q[slot] = float(np.sum(moved**2 / np.maximum(now, np.finfo(float).tiny)))
         self._c[slot] = float(now @ response**2)
-        self._rho[slot] = 0.0
+        self._rho[slot], self._stray[slot] = 0.0, np.inf
         self.products += 1
         self.refreshed += 1
 
@@ -206,7 +210,7 @@ class RefitBlock:
             self._kept = self._kept.columns(slots)
         for name in ("targets", "u", "theta", "gradient", "_direction", "_conditioned", "_previous"):
             setattr(self, name, np.ascontiguousarray(getattr(self, name)[:, slots]))
-        for name in ("_rho", "_target_norm", "_norm_max", "_leverage_scale", "kappa", "_q", "_c"):
+        for name in ("_rho", "_epsilon", "_stray", "_target_norm", "_norm_max", "_leverage_scale", "kappa", "_q", "_c"):
             setattr(self, name, getattr(self, name)[slots])
         self.relabelled = [self.relabelled[slot] for slot in slots]
         for name in ("_own", "_own_index", "_own_weight"):
@@ -228,6 +232,8 @@ class RefitBlock:
             else:
                 parts = ((old, -1.0), (new, 1.0))
             for part, direction in parts:
+                reach = float(np.abs(self.effect.coefficient[part]) @ np.sqrt(self._square_row_norms[part]))
+                self._stray[slot] += reach * math.sqrt(self._leverage_scale[slot]) if reach else 0.0
                 index.append(part)
                 column.append(np.full(len(part), slot))
                 sign.append(np.full(len(part), direction))
@@ -298,6 +304,7 @@ class RefitBlock:
             levels = (np.asarray(SPECTRAL_LEVELS)[:, None] - short * self._leverage_scale).max(axis=0)
         kappa = np.fmax(np.minimum(least, 1.0), levels)
         self.gradient[:, changed] = gradient[:, changed]
+        self._stray[changed] = np.inf
         self.kappa[changed], self._q[changed], self._c[changed] = kappa[changed], q[changed], c[changed]
         self.products += len(changed) * (1 if self._kept is not None else 3)
 
@@ -305,6 +312,7 @@ class RefitBlock:
 
     def condition(self, slots: IntArray) -> None:
         """Solve the cached factor with the gradients of ``slots``; `prove` and `descend` read the result."""
+        slots = slots[self._stray[slots] > 0]
         shared = np.array([slot for slot in slots if self._own[slot] is None], dtype=np.intp)
         if shared.size:
             self._conditioned[:, shared] = self.point.curvature.solve(np.ascontiguousarray(self.gradient[:, shared]))
@@ -312,10 +320,17 @@ class RefitBlock:
             own = self._own[slot]
             if own is not None:
                 self._conditioned[:, slot] = own.solve(self.gradient[:, slot])
+        square = np.einsum("ij,ij->j", self.gradient[:, slots], self._conditioned[:, slots])
+        self._epsilon[slots] = np.sqrt(np.maximum(square, 0.0))
+        self._stray[slots] = 0.0
+
+    def conditioned(self) -> FloatArray:
+        """Whether each column's gradient is the one last solved for, shape (B,)."""
+        return self._stray == 0.0
 
     def decrements(self) -> FloatArray:
-        """``||gradient||^2`` under the references' inverses, shape (B,)."""
-        return np.asarray(np.einsum("ij,ij->j", self.gradient, self._conditioned))
+        """``||gradient||^2`` under the references' inverses when last solved for, shape (B,)."""
+        return self._epsilon**2
 
     def margins(self) -> FloatArray:
         """The margins at the present theta, shape (B,)."""
@@ -323,7 +338,8 @@ class RefitBlock:
 
     def prove(self) -> tuple[FloatArray, FloatArray]:
         """Margin after the refit, and a bound on the estimate's error (inf where none holds), each of shape (B,)."""
-        epsilon: FloatArray = np.sqrt(np.maximum(self.decrements(), 0.0)) * (1.0 + ROUNDING)
+        # a relabelled row moves the gradient by a_i x_i, and its norm by |a_i| h_i at most
+        epsilon: FloatArray = (self._epsilon + self._stray) * (1.0 + ROUNDING)
         here = self.margins()
         estimate = here - np.einsum("ij,ij->j", self.u, self.gradient)
         kappa = np.maximum(self.kappa, 0.0)
