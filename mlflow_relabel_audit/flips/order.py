@@ -91,8 +91,8 @@ class EstimateBlock:
 
 
 def block_width(rows: Rows) -> int:
-    """How many predictions share one pass: their influences take half of the rows' memory, 128 MiB at most."""
-    most = min(BUFFER_BYTES, max(4 * rows.nnz, 4 * MIN_BLOCK * rows.n))
+    """How many predictions share one pass: their influences take half of the rows' memory, 16 to 128 MiB."""
+    most = min(BUFFER_BYTES, max(4 * rows.nnz, 4 * MIN_BLOCK * rows.n, BUFFER_BYTES // 8))
     return int(np.clip(most // (4 * max(rows.n, 1)), 1, MAX_BLOCK))
 
 
@@ -116,16 +116,17 @@ def respond(rows: Rows, direction: FloatArray, out: FloatArray) -> FloatArray:
 
 
 def _respond(block: RowBlock, out: FloatArray, narrow: FloatArray) -> None:
-    turned = np.ascontiguousarray(narrow.T)
     length = max(block.piece_length(), 2048)
-    scratch = np.ones((min(length, block.rows), block.p), dtype=np.float32)
-    for within, piece in block.pieces(length, np.float32 if block.sparse else None):
-        if block.sparse:
+    if block.sparse:
+        for within, piece in block.pieces(length, np.float32):
             out[:, within] = piece.margins(narrow).T
-        else:
-            dense = scratch[: within.stop - within.start]
-            dense[:, : piece.features.shape[1]] = piece.features
-            np.matmul(turned, dense.T, out=out[:, within])
+        return
+    turned = np.ascontiguousarray(narrow.T)
+    scratch = np.ones((min(length, block.rows), block.p), dtype=np.float32)
+    for within, piece in block.pieces(length, None):
+        dense = scratch[: within.stop - within.start]
+        dense[:, : piece.features.shape[1]] = piece.features
+        np.matmul(turned, dense.T, out=out[:, within])
 
 
 def response_error(rows: Rows, direction: FloatArray, square_norms: FloatArray) -> tuple[FloatArray, FloatArray]:

@@ -177,8 +177,8 @@ class VerifiedSearch:
     row_norms : ndarray of shape (n,)
         ``||x_i||_{H^-1}`` or upper bounds.
     width : int, optional
-        predictions refitted at once; by default 8 to 128, as many as keep the state within half of the rows'
-        memory and 16 MiB, or within an eighth of the factor.
+        predictions refitted at once; by default 8 to 128, as many as keep the state near 16 MiB or an eighth of
+        the factor.
     """
 
     def __init__(
@@ -194,8 +194,9 @@ class VerifiedSearch:
         self._row_norms = row_norms
         self._square_norms = rows.square_norms()
         self._reach = float((np.abs(effect.coefficient) * np.sqrt(self._square_norms)).max(initial=0.0))
-        # wide enough that solves with a large factor are worth reading it for
-        held = max(min(STATE_BYTES, 4 * rows.nnz), rows.p**2 if point.curvature.kind == "primal" else 0)
+        # wide enough that a solve is worth reading a large factor for
+        factor = {"primal": rows.p, "dual": rows.n, "cg": 0}[point.curvature.kind]
+        held = max(STATE_BYTES, factor**2)
         self.width = width or int(np.clip(held // (24 * max(rows.n, 1)), 8, MAX_WIDTH))
         self.products, self.settled, self.refreshed = 0.0, 0, 0
         # rows an own reference follows, and the iterations (of 4 n p) it costs: do without until they are spent
