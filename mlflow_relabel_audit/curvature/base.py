@@ -87,11 +87,11 @@ def cholesky_factor(matrix: FloatArray) -> tuple[FloatArray, float]:
     return lower, float(condition)
 
 
-def solved_row_norms(curvature: Curvature, rows: Rows, length: int = 256) -> FloatArray:
-    """Row norms by solving with blocks of rows; for forms that have nothing quicker."""
-    out = np.empty(rows.n)
-    for start in range(0, rows.n, length):
-        index = np.arange(start, min(start + length, rows.n))
-        columns = rows.columns(index)
-        out[index] = np.einsum("ij,ij->j", columns, curvature.solve(columns))
+def solved_row_norms(curvature: Curvature, rows: Rows, index: IntArray, length: int = 256) -> FloatArray:
+    """Norms of the rows at ``index`` by solving with blocks of them; for forms that have nothing quicker."""
+    out = np.empty(len(index))
+    for start in range(0, len(index), length):
+        some = slice(start, start + length)
+        columns = rows.columns(index[some])
+        out[some] = np.einsum("ij,ij->j", columns, curvature.solve(columns))
     return np.sqrt(np.maximum(out, 0.0))

@@ -11,11 +11,14 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import numpy as np
-from scipy.linalg import cho_solve
+from scipy.linalg import cho_solve, lapack
 
 from mlflow_relabel_audit.curvature.base import cholesky_factor, singular, solved_row_norms
 from mlflow_relabel_audit.problem import FloatArray, IntArray
 from mlflow_relabel_audit.rows import RowBlock, Rows
+
+DROWNED = 1e-6
+"""A row's share ``d_i h_i^2`` of the identity above: below, its digits are rounding."""
 
 
 class DualCurvature:
@@ -89,8 +92,23 @@ class DualCurvature:
         return DualCurvature.factor(rows, diagonal, penalty)
 
     def row_norms(self, rows: Rows) -> FloatArray:
-        """``||x_i||_{H^-1}`` of every row, shape (n,)."""
-        return solved_row_norms(self, rows)
+        """``||x_i||_{H^-1}`` of every row, shape (n,).
+
+        For the rows that H is made of, ``E X H^-1 X' E = I - B^-1``, with the free intercept bordered on; rows whose
+        part of it would drown in rounding are solved for.
+        """
+        if rows.store is not self._rows.store:
+            return solved_row_norms(self, rows, np.arange(rows.n))
+        inverse, _ = lapack.dtrtri(self.lower, lower=1)
+        carried = 1.0 - np.einsum("ij,ij->j", inverse, inverse)
+        if self._bordered:
+            carried += self._ones**2 / self._schur
+        clear = carried > DROWNED
+        out = np.empty(rows.n)
+        out[clear] = np.sqrt(carried[clear]) / self._root[clear]
+        faint = np.flatnonzero(~clear)
+        out[faint] = solved_row_norms(self, rows, faint)
+        return out
 
     def arrays(self) -> dict[str, FloatArray]:
         """The packed lower triangle, row by row, shape (n (n + 1) / 2,), and d."""
