@@ -11,6 +11,7 @@ so that the labels one test point changes stay changed for the next one (``leak=
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,6 +107,7 @@ def refit_flips(
     threshold: float = 0.5,
     *,
     leak: bool = True,
+    progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
     """Whether each set that was found flips a refit: 1.0, 0.0, NaN where none was found.
 
@@ -114,10 +116,14 @@ def refit_flips(
     leak : bool
         keep one test point's relabelled rows for the next refit, as the published code does; False starts
         each refit from the true labels.
+    progress : callable, optional
+        ``progress(done, total)``.
     """
     labels = np.array(y, dtype=np.float64)
     flips = np.full(len(run.k), np.nan)
     for t, chosen in enumerate(run.sets):
+        if progress is not None:
+            progress(t, len(run.sets))
         if not run.k[t]:
             continue
         if not leak:

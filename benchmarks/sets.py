@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-DIMENSION = 384  # of the sentence vectors; their unit norm is scaled back to a root of it
+DENSE_BYTES = 2**29  # a table that is larger one-hot encoded is kept sparse
 
 
 @dataclass(frozen=True)
@@ -46,36 +48,58 @@ def _tables(folder: Path, name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     return pd.read_parquet(folder / f"{name}_train.parquet"), pd.read_parquet(folder / f"{name}_test.parquet")
 
 
+def _vectors(folder: Path, name: str, kind: str) -> list[np.ndarray]:
+    return [np.load(folder / f"{name}_{part}_{kind}.npz")["X"].astype(np.float64) for part in ("train", "test")]
+
+
 def embedded(folder: Path, name: str, l2: float, threshold: float = 0.5) -> Set:
-    """Sentence vectors of a text set."""
+    """Sentence vectors of a text set, their unit norm scaled to the root of their dimension."""
     train, test = _tables(folder, name)
-    X, X_test = (
-        np.load(folder / f"{name}_{part}_minilm.npz")["X"].astype(np.float64) * np.sqrt(DIMENSION)
-        for part in ("train", "test")
-    )
+    X, X_test = (part * np.sqrt(part.shape[1]) for part in _vectors(folder, name, "minilm"))
     return Set(name, X, train["label"].to_numpy(), X_test, test["label"].to_numpy(), l2, threshold)
 
 
-def counted(folder: Path, name: str, l2: float, threshold: float = 0.5) -> Set:
-    """Word counts of a text set, as CSR."""
+def averaged(folder: Path, name: str, l2: float, threshold: float = 0.5) -> Set:
+    """Averaged static word vectors of a text set, standardised."""
     train, test = _tables(folder, name)
-    words = CountVectorizer(min_df=2)
-    X = words.fit_transform(train["text"]).astype(np.float64)
-    X_test = words.transform(test["text"]).astype(np.float64)
+    X, X_test = _vectors(folder, name, "wordavg")
+    scaler = StandardScaler().fit(X)
+    labels = train["label"].to_numpy(), test["label"].to_numpy()
+    return Set(f"{name} words", scaler.transform(X), labels[0], scaler.transform(X_test), labels[1], l2, threshold)
+
+
+def counted(
+    folder: Path, name: str, l2: float, threshold: float = 0.5, *, column: str = "text", words: int | None = None
+) -> Set:
+    """Word counts of a text set, as CSR; of its ``words`` most frequent ones only, if told so."""
+    train, test = _tables(folder, name)
+    texts = [part[column].fillna("").astype(str) for part in (train, test)]
+    counter = CountVectorizer(min_df=2, max_features=words)
+    X = counter.fit_transform(texts[0]).astype(np.float64)
+    X_test = counter.transform(texts[1]).astype(np.float64)
     return Set(f"{name} counts", X, train["label"].to_numpy(), X_test, test["label"].to_numpy(), l2, threshold)
 
 
-def tabular(folder: Path, name: str, l2: float) -> Set:
-    """One-hot categories and standardised numbers of a table."""
+def tabular(folder: Path, name: str, l2: float, threshold: float = 0.5) -> Set:
+    """One-hot categories and standardised numbers of a table; a column named id is left out."""
     train, test = _tables(folder, name)
-    both = pd.concat([train, test])
-    labels = both.pop("label").to_numpy()
-    numbers = both.select_dtypes("number").astype(np.float64)
-    seen = numbers.iloc[: len(train)]
-    scaled = (numbers - seen.mean()) / seen.std().replace(0.0, 1.0)
-    dummies = pd.get_dummies(both.drop(columns=numbers.columns).astype(str), dtype=np.float64)
-    X = np.hstack([scaled.to_numpy(), dummies.to_numpy()])
-    return Set(name, X[: len(train)].copy(), labels[: len(train)], X[len(train) :].copy(), labels[len(train) :], l2)
+    features = train.drop(columns=["label", *(column for column in train if column.lower() == "id")])
+    numbers = list(features.select_dtypes(["number", "bool"]).columns)
+    others = [column for column in features if column not in numbers]
+    means = features[numbers].astype(np.float64).mean().fillna(0.0)
+    scaler, encoder = StandardScaler(), OneHotEncoder(handle_unknown="ignore", min_frequency=2)
+    parts: list[list[Any]] = [[], []]
+    for side, frame in zip(parts, (train, test), strict=True):
+        if numbers:
+            values = frame[numbers].astype(np.float64).fillna(means).to_numpy()
+            side.append(scaler.fit_transform(values) if side is parts[0] else scaler.transform(values))
+        if others:
+            words = frame[others].astype(str)
+            side.append(encoder.fit_transform(words) if side is parts[0] else encoder.transform(words))
+    X, X_test = (sp.hstack([sp.csr_array(block) for block in side], format="csr") for side in parts)
+    if 8 * X.shape[0] * X.shape[1] <= DENSE_BYTES:
+        X, X_test = X.toarray(), X_test.toarray()
+    return Set(name, X, train["label"].to_numpy(), X_test, test["label"].to_numpy(), l2, threshold)
 
 
 def load(folder: Path | None, name: str) -> Set:

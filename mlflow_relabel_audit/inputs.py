@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+import sklearn
 
-from mlflow_relabel_audit.errors import RequestError
+from mlflow_relabel_audit.errors import RequestError, UnsupportedModelError
 from mlflow_relabel_audit.problem import FloatArray, Problem, as_matrix
 from mlflow_relabel_audit.rows import ClusterStore, MemoryStore, ParquetSource, Rows, Spool
 
 CHUNK_ROWS = 2**16
 """Most rows that are transformed at once where they are not kept in memory."""
+
+_BALANCES_COUNTS = tuple(map(int, sklearn.__version__.split(".")[:2])) < (1, 7)
 
 
 def training_rows(
@@ -36,6 +39,8 @@ def training_rows(
     ------
     RequestError
         Rows, labels and weights do not fit one another or the model, or the labels are of one class.
+    UnsupportedModelError
+        Balanced class weights and sample weights under a scikit-learn before 1.7.
     StoreError
         The rows, or the scratch folder they are kept in, cannot be read or written.
     """
@@ -69,7 +74,49 @@ def training_rows(
         raise RequestError(f"sample weights: got shape {weight.shape} for {n} rows; pass one per row")
     if not np.all(np.isfinite(weight)) or np.any(weight < 0) or not np.any(weight > 0):
         raise RequestError("sample weights: got negative, infinite, missing or only zero ones; pass those given to fit")
+    if _BALANCES_COUNTS and problem.class_weight.balanced and np.ptp(weight) > 0:
+        raise UnsupportedModelError(
+            "model: class_weight='balanced' with sample weights: this scikit-learn balances the numbers of rows, 1.7 "
+            "and later their weights, which is what this audit knows; upgrade it and fit again, or pass class_weight "
+            "as numbers"
+        )
     return Rows(kept, labels, weight, intercept=problem.intercept)
+
+
+def parquet_rows(
+    estimator: Any,
+    path: Any,
+    target: str,
+    *,
+    features: Sequence[str] | None = None,
+    text: str | None = None,
+    weight_column: str | None = None,
+    id_column: str | None = None,
+) -> tuple[ParquetSource, Any, Any, Any]:
+    """Rows of Parquet files as a source, their labels, weights and ids (None where no column is named).
+
+    Parameters
+    ----------
+    features : sequence of str, optional
+        columns that the model's fit took, in that order; by default its ``feature_names_in_``, else all that are
+        not named here.
+    text : str, optional
+        the one column of text, where the model's first step takes text.
+
+    Raises
+    ------
+    RequestError
+        A named column is missing.
+    StoreError
+        The files cannot be read, or have not all the same columns.
+    """
+    source = ParquetSource(path)
+    fitted = features or getattr(estimator, "feature_names_in_", None)
+    others = [name for name in source.columns if name not in (target, weight_column, id_column)]
+    names = others if fitted is None else [str(name) for name in fitted]
+    rows = source.select(names, array=fitted is None) if text is None else source.series(text)
+    beside = (None if name is None else source.series(name).frame().to_numpy() for name in (weight_column, id_column))
+    return rows, source.series(target).frame().to_numpy(), *beside
 
 
 def whole(X: Any) -> Any:

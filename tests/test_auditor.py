@@ -19,6 +19,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler, TargetEncoder
 import mlflow_relabel_audit.auditor
 from mlflow_relabel_audit import Auditor
 from mlflow_relabel_audit.errors import RequestError
+from mlflow_relabel_audit.flips.rankings import METHODS, rank
 
 FRAME, Y = load_breast_cancer(return_X_y=True, as_frame=True)
 COLUMNS = [
@@ -172,6 +173,11 @@ def test_bad_evaluation_rows_are_named(auditor: Auditor) -> None:
 
 def test_other_entries(auditor: Auditor) -> None:
     assert sorted(auditor.rank(FRAME[300:301], method="random").order) == list(range(300))
+    fitted = auditor.fitted
+    row = auditor.evaluation_rows(FRAME[300:301]).take(np.arange(1))[0]
+    for method in METHODS:
+        alone = rank(fitted.problem, fitted.rows, fitted.point, row, method=method)
+        assert auditor.rank(FRAME[300:301], method).order.tolist() == alone.order.tolist(), method
     removed = auditor.removal(FRAME[300:303])
     assert removed["row_id"].tolist() == [0, 1, 2]
     noise = auditor.noise(FRAME[300:], Y[300:])

@@ -108,6 +108,7 @@ def test_each_command_helps(name):
     result = CliRunner().invoke(main, [name, "--help"])
     assert result.exit_code == 0
     assert result.output.startswith(f"Usage: main {name} [OPTIONS]")
+    assert "\\b" not in result.output  # click's mark, where it is not taken for one
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ LAYERS = (
     {"tracking"},
     {"reports"},
     {"stages"},
-    {"audit", "comparison"},
+    {"audit", "comparison", "review"},
     {"autolog", "cli", "corrected", "demo", "evaluator", "gate", "provider"},
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

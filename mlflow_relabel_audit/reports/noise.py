@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _SUSPECTS = 5_000
 _ROW_CHARACTERS = 250_000
 _CLEAN = 0.01
+_REVIEW = ("new_label", "reviewed", "keep")
+"""Columns that a reviewer adds, and `relabel` reads."""
 
 
 def render_noise(
@@ -59,10 +61,29 @@ def render_noise(
         chart=_chart(result),
         table=_table(suspects, context).payload() if len(suspects) else None,
         curve=pictures.injected_noise(curve.table) if curve is not None and len(curve.table) > 1 else None,
-        correction=_correction(correction) if correction is not None else None,
+        correction=_correction(correction) if correction is not None and len(correction.table) else None,
         n_suspects=len(result.suspects),
         n_shown=len(suspects),
     )
+
+
+def suspects_for_review(result: NoiseResult, context: ReportContext) -> pd.DataFrame:
+    """Return the suspects as suspects.csv has them: with ``include_rows`` each beside its own row.
+
+    Columns of the rows that share a name with one of the suspects' are prefixed with ``row_``. A cell that a
+    spreadsheet would take for a formula is written behind an apostrophe.
+    """
+    suspects = result.suspects
+    if not context.include_rows or context.train_rows is None or suspects.empty:
+        return suspects
+    known = context.train_rows[~context.train_rows.index.duplicated()].reindex(suspects["train_id"])
+    taken = {*suspects.columns, *_REVIEW}
+    known = known.rename(columns={c: f"row_{c}" for c in known.columns if c in taken}).map(_no_formula)
+    return pd.concat([suspects, known.reset_index(drop=True)], axis=1)
+
+
+def _no_formula(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def _sentence(result: NoiseResult) -> str:
