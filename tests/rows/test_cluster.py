@@ -103,8 +103,9 @@ def test_a_file_that_the_workers_do_not_see(client: Any, tmp_path: Path) -> None
     for name in "ab":
         frame.to_parquet(tmp_path / f"{name}.parquet")
     source = ParquetSource(tmp_path).select(["size", "age"], array=True)
+    head = source.read(0, 2)
     (tmp_path / "b.parquet").unlink()
-    store = ClusterStore(client, source, _plain, source.read(0, 2), True)
+    store = ClusterStore(client, source, _plain, head, True)
     with pytest.raises(StoreError, match=r"b\.parquet"):
         Rows(store, np.zeros(120), np.ones(120), intercept=True).square_norms()
 
