@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ import pandas as pd
 
 from mlflow_relabel_audit import inputs
 from mlflow_relabel_audit.analyses.bias import BiasResult, bias_audit
+from mlflow_relabel_audit.analyses.checkpoint import Checkpoint
 from mlflow_relabel_audit.analyses.contest import ContestResult, contest
 from mlflow_relabel_audit.analyses.correction import Correction, correction, not_measured
 from mlflow_relabel_audit.analyses.noise import NoiseResult, noise_audit
@@ -33,7 +34,7 @@ from mlflow_relabel_audit.flips.relabelling import RelabelEffect
 from mlflow_relabel_audit.flips.removal import removal_frame, removal_sets
 from mlflow_relabel_audit.flips.search import FlipSet
 from mlflow_relabel_audit.problem import FloatArray, read_problem, supervised_steps, unwrap
-from mlflow_relabel_audit.rows import ParquetSource, Rows
+from mlflow_relabel_audit.rows import Rows
 
 
 class Auditor:
@@ -118,49 +119,21 @@ class Auditor:
         self.point, self.hessian_cached = stationary_point(self.problem, self.rows, hessian, curvature)
 
     @classmethod
-    def from_parquet(
-        cls,
-        estimator: Any,
-        path: str | Path,
-        target: str,
-        *,
-        features: Sequence[str] | None = None,
-        weight_column: str | None = None,
-        id_column: str | None = None,
-        text: str | None = None,
-        **options: Any,
-    ) -> Auditor:
+    def from_parquet(cls, estimator: Any, path: str | Path, target: str, **options: Any) -> Auditor:
         """Audit a model on training rows in a Parquet file, or in a folder of them.
 
         Parameters
         ----------
-        estimator : as for the constructor
-        path : str or Path
-            a file, a folder, or any address that pyarrow reads; every file with the same columns.
-        target : str
-            column of the labels.
-        features : sequence of str, optional
-            columns that the model's fit took, in that order; by default its ``feature_names_in_``, else all that
-            are not named here.
-        weight_column, id_column : str, optional
-        text : str, optional
-            the one column of text, where the model's first step takes text.
+        estimator, path, target
+            the model, a file or folder (or any address pyarrow reads), and the column of its labels.
+        features, text, weight_column, id_column : optional
+            other columns, see `inputs.parquet_rows`.
         options
-            of the constructor, ``memory_limit`` among them.
+            of the constructor, ``memory_limit`` and ``dask`` among them.
         """
-        source = ParquetSource(path)
-        named = {target, weight_column, id_column}
-        names = features or getattr(estimator, "feature_names_in_", None)
-        array = names is None and text is None
-        chosen = [str(name) for name in names] if names is not None else [c for c in source.columns if c not in named]
-        rows = source.select(chosen, array=array) if text is None else source.series(text)
-
-        def column(name: str | None) -> Any:
-            return None if name is None else source.select([name]).frame()[name].to_numpy()
-
-        return cls(
-            estimator, rows, column(target), sample_weight=column(weight_column), row_ids=column(id_column), **options
-        )
+        named = {name: options.pop(name, None) for name in ("features", "text", "weight_column", "id_column")}
+        X, y, weight, ids = inputs.parquet_rows(estimator, path, target, **named)
+        return cls(estimator, X, y, sample_weight=weight, row_ids=ids, **options)
 
     # -- what was fitted -------------------------------------------------------------------------------------
 
@@ -217,6 +190,7 @@ class Auditor:
         row_ids: Any = None,
         progress: Progress | None = None,
         deadline: Callable[[], bool] | None = None,
+        checkpoint: Path | None = None,
     ) -> RobustnessResult:
         """Find the smallest set of training labels that flips each prediction.
 
@@ -239,6 +213,9 @@ class Auditor:
             ``progress(done, total, stage)``.
         deadline : callable, optional
             returns True once the time allowed is over.
+        checkpoint : Path, optional
+            a folder for finished predictions: after an interruption the same call goes on where it stopped. It is
+            removed once all are done.
 
         Returns
         -------
@@ -249,16 +226,27 @@ class Auditor:
         if certify not in (True, False, "gram"):
             raise RequestError(f"certify: got {certify!r}; pass True, False or 'gram'")
         certified = self.certified_by_gram if certify == "gram" else self.certified if certify else self.fitted
-        return robustness(
+        ids = inputs.row_ids(row_ids, evaluation.n, "evaluation rows")
+        asked = (verify, search, certify, ids, labels)
+        kept = None if checkpoint is None else Checkpoint(checkpoint, self._question(evaluation, *asked))
+        found = robustness(
             certified,
             evaluation,
             labels,
-            row_ids=inputs.row_ids(row_ids, evaluation.n, "evaluation rows"),
+            row_ids=ids,
             verify=verify,
             search=search,
             progress=progress,
             deadline=deadline,
+            checkpoint=kept,
         )
+        if kept is not None and not found.stopped:
+            kept.drop()
+        return found
+
+    def _question(self, evaluation: Rows, *asked: Any) -> tuple[Any, ...]:
+        """All that the predictions of evaluation rows depend on."""
+        return (self.fingerprint, self.problem.threshold, self.row_ids, evaluation.digests(), *asked)
 
     def contest(self, x: Any, removal: bool = True, *, row_id: Any = 0, label: Any = None) -> ContestResult:
         """Lay out one decision: the labels it rests on, what each moves, and removal beside relabelling.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -81,6 +81,42 @@ def training_rows(
             "as numbers"
         )
     return Rows(kept, labels, weight, intercept=problem.intercept)
+
+
+def parquet_rows(
+    estimator: Any,
+    path: Any,
+    target: str,
+    *,
+    features: Sequence[str] | None = None,
+    text: str | None = None,
+    weight_column: str | None = None,
+    id_column: str | None = None,
+) -> tuple[ParquetSource, Any, Any, Any]:
+    """Rows of Parquet files as a source, their labels, weights and ids (None where no column is named).
+
+    Parameters
+    ----------
+    features : sequence of str, optional
+        columns that the model's fit took, in that order; by default its ``feature_names_in_``, else all that are
+        not named here.
+    text : str, optional
+        the one column of text, where the model's first step takes text.
+
+    Raises
+    ------
+    RequestError
+        A named column is missing.
+    StoreError
+        The files cannot be read, or have not all the same columns.
+    """
+    source = ParquetSource(path)
+    fitted = features or getattr(estimator, "feature_names_in_", None)
+    others = [name for name in source.columns if name not in (target, weight_column, id_column)]
+    names = others if fitted is None else [str(name) for name in fitted]
+    rows = source.select(names, array=fitted is None) if text is None else source.series(text)
+    beside = (None if name is None else source.series(name).frame().to_numpy() for name in (weight_column, id_column))
+    return rows, source.series(target).frame().to_numpy(), *beside
 
 
 def whole(X: Any) -> Any:

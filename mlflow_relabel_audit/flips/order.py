@@ -145,6 +145,7 @@ def estimate(
     evaluation: Rows,
     cut: float,
     width: int | None = None,
+    first: int = 0,
 ) -> Iterator[EstimateBlock]:
     """Yield the influence orders of the evaluation rows, block by block.
 
@@ -160,13 +161,14 @@ def estimate(
         logit of the threshold.
     width : int, optional
         predictions in a block; `block_width` by default.
+    first : int
+        the evaluation row to begin with.
     """
     width = min(width or block_width(rows), max(evaluation.n, 1))
     buffer = np.empty((width, rows.n), dtype=np.float32)
-    for start in range(0, evaluation.n, width):
+    for start in range(first, evaluation.n, width):
         stop = min(start + width, evaluation.n)
-        part = evaluation.take(np.arange(start, stop))
-        targets = np.ascontiguousarray((part.toarray() if evaluation.sparse else part).T)
+        targets = evaluation.columns(np.arange(start, stop))
         margin = point.theta @ targets - cut
         toward = np.where(margin > 0, -1.0, 1.0)
         direction = point.curvature.solve(targets)

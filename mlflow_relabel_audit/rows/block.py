@@ -28,6 +28,10 @@ class RowBlock:
         self._features = features
         self.intercept = intercept
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._features = settled(self._features)
+
     @property
     def features(self) -> Any:
         """The rows themselves."""
@@ -108,6 +112,11 @@ class RowBlock:
         if not self.intercept:
             return part
         return sp.hstack([part, sp.csr_matrix(np.ones((part.shape[0], 1)))], format="csr")
+
+
+def settled(value: Any) -> Any:
+    """An array that came over the wire, where it may begin anywhere, in memory of its own: BLAS sums alike there."""
+    return value.copy() if isinstance(value, np.ndarray) and not value.flags.owndata else value
 
 
 def cut(matrix: Any, start: int, stop: int) -> Any:

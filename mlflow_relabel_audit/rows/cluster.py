@@ -18,7 +18,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from mlflow_relabel_audit.errors import RelabelAuditError, RequestError, StoreError
-from mlflow_relabel_audit.rows.block import RowBlock
+from mlflow_relabel_audit.rows.block import RowBlock, settled
 from mlflow_relabel_audit.rows.memory import as_features
 from mlflow_relabel_audit.rows.store import FAN_IN, Call, Join, Step, block_bounds, join_all
 
@@ -205,11 +205,11 @@ def _failing() -> Iterator[None]:
 
 
 def _run(block: RowBlock, own: tuple[Any, ...], *slices: Any, step: Step, arguments: tuple[Any, ...]) -> Any:
-    return step(block, *own, *slices, *arguments)
+    return step(block, *own, *map(settled, slices), *map(settled, arguments))
 
 
 def _made(transform: Transform, rows: Any, width: int, start: int, intercept: bool) -> RowBlock:
-    features = as_features(transform(rows))
+    features = as_features(transform(settled(rows)))
     if features.shape[1] != width:
         raise StoreError(
             f"training rows: the block from row {start} on has {features.shape[1]} features, the first has {width}; "
