@@ -71,10 +71,8 @@ def load_model(store: Store, resolved: ResolvedModel, directory: Path) -> Loaded
     trained_with = flavor.get("sklearn_version")
     if trained_with and trained_with != sklearn.__version__:
         messages.append(f"model trained with scikit-learn {trained_with}, audited with {sklearn.__version__}")
-    if _FORBIDS_PICKLE not in vars(environment_variables) and os.environ.get(_FORBIDS_PICKLE, "").lower() in (
-        "false",
-        "0",
-    ):
+    unknown = _FORBIDS_PICKLE not in vars(environment_variables)
+    if unknown and os.environ.get(_FORBIDS_PICKLE, "").lower() in ("false", "0"):
         raise RequestError(f"{what} (stored as {stored_as}): {_FORBIDS_PICKLE} forbids loading it")
     try:
         estimator = mlflow.sklearn.load_model(str(folder))
