@@ -16,6 +16,8 @@ from tests.servers import free_port
 
 PASSWORD = "a-secret-of-postgres"
 START_SECONDS = 60.0
+# Runs the program in its own place, so that waiting for it is waiting for PostgreSQL.
+_AS_POSTGRES = ("setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups")
 
 
 def programs() -> Path:
@@ -25,8 +27,8 @@ def programs() -> Path:
     found = str(versions[-1]) if versions else shutil.which("initdb")
     if found is None:
         pytest.skip("no PostgreSQL server: install Debian's postgresql")
-    if os.getuid() == 0 and shutil.which("runuser") is None:
-        pytest.skip("PostgreSQL does not run as root, and runuser is not installed")
+    if os.getuid() == 0 and shutil.which("setpriv") is None:
+        pytest.skip("PostgreSQL does not run as root, and setpriv is not installed")
     return Path(found).parent
 
 
@@ -36,7 +38,7 @@ class Postgres:
     def __init__(self, bin_folder: Path) -> None:
         self.port = free_port()
         self._bin = bin_folder
-        self._as_postgres = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
+        self._as_postgres = [*_AS_POSTGRES, "--"] if os.getuid() == 0 else []
         # Not below pytest's folders: those are closed to the user that has to read this one.
         self.folder = Path(tempfile.mkdtemp(prefix="relabel-audit-postgres-"))
         self._process: subprocess.Popen[bytes] | None = None

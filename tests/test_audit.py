@@ -23,6 +23,7 @@ from mlflow_relabel_audit.errors import DataMismatchError, RequestError, Unsuppo
 from mlflow_relabel_audit.flips import order
 from mlflow_relabel_audit.tracking import Store, read_manifest, read_summary
 from tests.tracking.logged import log_models
+from tests.versions import elastic
 
 pytestmark = pytest.mark.server
 
@@ -105,8 +106,8 @@ def test_audit_of_a_scaled_regression(logged, tmp_path):
     assert set(manifest.artifacts) == FILES - {"manifest.json"} == set(result.artifacts)
     for path in manifest.artifacts:
         assert manifest.matches(path, store.fetch(run_id, f"relabel_audit/{path}", tmp_path)), path
-    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "predictions.parquet"), result.predictions)
-    table = json.loads((tmp_path / "predictions.json").read_text())
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "relabel_audit/predictions.parquet"), result.predictions)
+    table = json.loads((tmp_path / "relabel_audit/predictions.json").read_text())
     assert table["columns"] == list(result.predictions)
     assert len(table["data"]) == 20
     assert read_summary(store, run_id, tmp_path)["metrics"] == result.summary
@@ -357,7 +358,7 @@ def test_wrong_rows_leave_the_run_untouched(logged, cancer, tmp_path, spoil, mes
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (LogisticRegression(solver="liblinear", l1_ratio=1), "got penalty 'l1'"),
+        (LogisticRegression(solver="liblinear", **elastic(1)), "got penalty 'l1'"),
         (LinearSVC(), "got LinearSVC; this audit takes a fitted LogisticRegression"),
     ],
     ids=["l1", "LinearSVC"],

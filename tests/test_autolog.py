@@ -29,6 +29,7 @@ from mlflow_relabel_audit.autolog.capture import KEPT, Capture, Captures
 from mlflow_relabel_audit.autolog.compose import TimeBudgetError
 from mlflow_relabel_audit.autolog.settings import Settings
 from mlflow_relabel_audit.tracking import Subject, TableRows, read_manifest, read_summary
+from tests.versions import elastic
 
 X, Y = load_breast_cancer(return_X_y=True)
 X, Y, X_TEST, Y_TEST = X[:300, :6], Y[:300], X[300:, :6], Y[300:]
@@ -239,7 +240,7 @@ def test_text_and_stored_training_rows(store):
 def test_what_cannot_be_audited_is_one_warning_and_two_tags(store, caplog):
     autolog()
     with caplog.at_level(logging.WARNING, "mlflow_relabel_audit"):
-        run_id, _ = fit_and_log(scaled(l1_ratio=1.0, solver="saga", max_iter=5000))
+        run_id, _ = fit_and_log(scaled(**elastic(1.0), solver="saga", max_iter=5000))
     (said,) = [item.getMessage() for item in caplog.records if item.name == "mlflow_relabel_audit"]
     assert said.startswith(f"relabel audit of run {run_id} failed, the model itself is logged: ")
     found = tags(store, run_id)

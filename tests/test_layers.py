@@ -25,7 +25,7 @@ LAYERS = (
     {"reports"},
     {"stages"},
     {"audit", "comparison", "review"},
-    {"autolog", "cli", "corrected", "demo", "evaluator", "gate", "provider"},
+    {"autolog", "cli", "corrected", "dataset_source", "demo", "evaluator", "gate", "provider"},
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 NUMERICAL = {"problem", "rows", "curvature", "flips", "analyses", "inputs", "auditor"}
