@@ -33,6 +33,11 @@ class Curvature(Protocol):
     condition: float
     p: int
 
+    @property
+    def sparse_quick(self) -> bool:
+        """Whether right sides with few entries other than zero are solved for in much less time."""
+        ...
+
     def solve(self, right: FloatArray) -> FloatArray:
         """``H^-1 right`` in float64, shape (p,) or (p, B)."""
         ...

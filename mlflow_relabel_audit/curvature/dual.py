@@ -25,6 +25,7 @@ class DualCurvature:
     """``I + E K E = L L'`` with L lower triangular, shape (n, n), and the rows it came from."""
 
     kind: ClassVar[str] = "dual"
+    sparse_quick: ClassVar[bool] = False
 
     def __init__(
         self, lower: FloatArray, condition: float, rows: Rows, diagonal: FloatArray, penalty: FloatArray

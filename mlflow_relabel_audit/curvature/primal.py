@@ -6,6 +6,7 @@ import functools
 from typing import ClassVar
 
 import numpy as np
+import scipy.sparse as sp
 from scipy.linalg import blas, lapack, solve_triangular
 
 from mlflow_relabel_audit.curvature.base import cholesky_factor
@@ -17,6 +18,8 @@ MAX_INVERTED = 1024
 SAFE_CONDITION = 1e8
 """Condition up to which products with the inverse stand for solves."""
 MIRROR = 512
+FEW = 16
+"""A right side is sparse where at most one in so many of its entries is not zero."""
 
 
 class PrimalCurvature:
@@ -53,11 +56,22 @@ class PrimalCurvature:
             inverse[start:stop, stop:] = inverse[stop:, start:stop].T
         return np.asarray(inverse.T)
 
+    @property
+    def sparse_quick(self) -> bool:
+        """Whether right sides with few entries other than zero only touch as many rows of the inverse."""
+        return self.p > MAX_INVERTED and self._inverted
+
+    @property
+    def _inverted(self) -> bool:
+        at_hand = self.p <= MAX_INVERTED or "_inverse" in self.__dict__
+        return at_hand and self.condition <= SAFE_CONDITION
+
     def solve(self, right: FloatArray) -> FloatArray:
         """``H^-1 right``, shape (p,) or (p, B)."""
         columns = right.reshape(self.p, -1)
-        at_hand = self.p <= MAX_INVERTED or "_inverse" in self.__dict__
-        if at_hand and self.condition <= SAFE_CONDITION:
+        if self.sparse_quick and FEW * np.count_nonzero(columns) <= columns.size:
+            return np.asarray((sp.csr_matrix(columns.T) @ self._inverse).T).reshape(right.shape)
+        if self._inverted:
             return np.asarray(self._inverse @ columns).reshape(right.shape)
         half = blas.dtrsm(1.0, self.lower, columns, lower=1)
         whole = blas.dtrsm(1.0, self.lower, half, lower=1, trans_a=1, overwrite_b=1)

@@ -39,6 +39,7 @@ from typing import Any
 import numpy as np
 
 from mlflow_relabel_audit.curvature import Curvature, StationaryPoint
+from mlflow_relabel_audit.curvature.primal import FEW
 from mlflow_relabel_audit.flips import passes
 from mlflow_relabel_audit.flips.passes import Cells, Kept, OwnCells, Weighing
 from mlflow_relabel_audit.flips.reference import EXACT_NORMS, LEAST_KAPPA, SPECTRAL_LEVELS, largest_norm, spectral_bound
@@ -108,6 +109,7 @@ class RefitBlock:
         self.gradient = np.zeros((p, width))
         self._direction = np.zeros((p, width))
         self._conditioned = np.zeros((p, width))
+        self._solved = np.zeros((p, width))  # the gradient that it belongs to
         self._previous = np.zeros((p, width))
         self._own: list[Curvature | None] = [None] * width
         self._own_index: list[IntArray] = [np.zeros(0, dtype=np.int64)] * width
@@ -156,7 +158,7 @@ class RefitBlock:
         self.relabelled[slot] = np.zeros(0, dtype=np.int64)
         self._rho[slot] = 0.0
         self._epsilon[slot] = self._stray[slot] = 0.0
-        self._conditioned[:, slot] = 0.0
+        self._conditioned[:, slot] = self._solved[:, slot] = 0.0
         shared = self._own[slot] is None
         self.kappa[slot] = 1.0 if shared else 0.0  # against an own reference nothing is known here yet
         self._q[slot] = 0.0
@@ -208,7 +210,7 @@ class RefitBlock:
         """Drop every column but ``slots``."""
         if self._kept is not None:
             self._kept = self._kept.columns(slots)
-        for name in ("targets", "u", "theta", "gradient", "_direction", "_conditioned", "_previous"):
+        for name in ("targets", "u", "theta", "gradient", "_direction", "_conditioned", "_solved", "_previous"):
             setattr(self, name, np.ascontiguousarray(getattr(self, name)[:, slots]))
         for name in ("_rho", "_epsilon", "_stray", "_target_norm", "_norm_max", "_leverage_scale", "kappa", "_q", "_c"):
             setattr(self, name, getattr(self, name)[slots])
@@ -314,14 +316,22 @@ class RefitBlock:
         """Solve the cached factor with the gradients of ``slots``; `prove` and `descend` read the result."""
         slots = slots[self._stray[slots] > 0]
         shared = np.array([slot for slot in slots if self._own[slot] is None], dtype=np.intp)
+        curvature = self.point.curvature
+        if curvature.sparse_quick and shared.size:  # what a few sparse rows moved is solved for alone
+            moved = self.gradient[:, shared] - self._solved[:, shared]
+            few = FEW * np.count_nonzero(moved, axis=0) <= len(moved)
+            if few.any():
+                self._conditioned[:, shared[few]] += curvature.solve(moved[:, few])
+            shared = shared[~few]
         if shared.size:
-            self._conditioned[:, shared] = self.point.curvature.solve(np.ascontiguousarray(self.gradient[:, shared]))
+            self._conditioned[:, shared] = curvature.solve(np.ascontiguousarray(self.gradient[:, shared]))
         for slot in slots:
             own = self._own[slot]
             if own is not None:
                 self._conditioned[:, slot] = own.solve(self.gradient[:, slot])
         square = np.einsum("ij,ij->j", self.gradient[:, slots], self._conditioned[:, slots])
         self._epsilon[slots] = np.sqrt(np.maximum(square, 0.0))
+        self._solved[:, slots] = self.gradient[:, slots]
         self._stray[slots] = 0.0
 
     def conditioned(self) -> FloatArray:

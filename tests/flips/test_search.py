@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.base import clone
@@ -36,14 +38,14 @@ def tight(model: object) -> LogisticRegression:
 
 
 def confirm(
-    result: RobustnessResult, model: object, train: np.ndarray, y: np.ndarray, rows: np.ndarray, sample: int,
+    result: RobustnessResult, model: object, train: Any, y: np.ndarray, rows: Any, sample: int,
     weight: np.ndarray | None = None, threshold: float = 0.5,
 ) -> int:  # fmt: skip
     """Refit scikit-learn's estimator at k and at k - 1 of each order; returns how many rows were confirmed."""
     cut = np.log(threshold / (1 - threshold))
     classes = np.unique(y)
     checked = 0
-    for t in np.random.default_rng(0).permutation(len(rows))[:sample]:
+    for t in np.random.default_rng(0).permutation(rows.shape[0])[:sample]:
         prediction = result.predictions.iloc[t]
         if prediction["status"] != "verified":
             continue
@@ -250,3 +252,19 @@ def test_a_set_depends_on_its_prediction_alone(class_weight):
     together = sets(64)
     assert sets(7) == together
     assert sets(1) == together
+
+
+def test_forms_of_the_curvature_find_the_same_sets_in_wide_sparse_rows() -> None:
+    rng = np.random.default_rng(6)
+    words = sp.csr_matrix((rng.random((400, 1200)) < 0.01).astype(float))
+    labels = (words[:, :30].sum(axis=1).A1 + rng.standard_normal(400) > 0.3).astype(int)
+    model = LogisticRegression(C=0.05, tol=1e-10, max_iter=10_000).fit(words[:360], labels[:360])
+    found = [
+        Auditor(model, words[:360], labels[:360], curvature=kind).robustness(words[360:], certify=False)
+        for kind in ("primal", "dual", "cg")
+    ]
+    assert (found[0].predictions["status"] == "verified").all()
+    for other in found[1:]:
+        assert other.predictions["k"].tolist() == found[0].predictions["k"].tolist()
+        assert other.flip_sets["train_id"].tolist() == found[0].flip_sets["train_id"].tolist()
+    assert confirm(found[0], model, words[:360], labels[:360], words[360:], sample=12) == 12
