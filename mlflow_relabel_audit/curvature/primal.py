@@ -47,7 +47,13 @@ class PrimalCurvature:
 
     @functools.cached_property
     def _inverse(self) -> FloatArray:
-        """``H^-1``; products with it run in numpy's BLAS like all others, so two thread pools never contend."""
+        """``H^-1``; products with it run in numpy's BLAS like all others, so two thread pools never contend.
+
+        Nor do they for a small one's inversion; a large one's needs no further copy.
+        """
+        if self.p <= MAX_INVERTED:
+            half = np.linalg.inv(self.lower)
+            return np.asarray(half.T @ half)
         inverse, _ = lapack.dpotri(self.lower, lower=1)
         for start in range(0, self.p, MIRROR):
             stop = min(start + MIRROR, self.p)

@@ -105,8 +105,9 @@ class RowBlock:
 
     def _with_ones(self, part: Any) -> Any:
         if not sp.issparse(part):
-            taken = np.ones((part.shape[0], part.shape[1] + int(self.intercept)))
+            taken = np.empty((part.shape[0], part.shape[1] + int(self.intercept)))
             taken[:, : part.shape[1]] = part
+            taken[:, part.shape[1] :] = 1.0
             return taken
         part = part.astype(np.float64)
         if not self.intercept:
