@@ -107,6 +107,8 @@ def audit(
     log: bool = True,
     tracking_uri: str | None = None,
     progress: Progress | None = None,
+    memory_limit: int | str | None = None,
+    dask: str | None = None,
     **data: Unpack[DataKeywords],
 ) -> AuditResult:
     """Audit a logged model: how many training labels, and which, each of its predictions rests on.
@@ -129,13 +131,16 @@ def audit(
     include_rows : bool
         Let reports show the rows themselves.
     output_dir : path, optional
-        Also keep the artifacts in this directory, which must be new, empty, or hold an earlier audit.
+        Also keep the artifacts in this directory, which must be new, empty, or hold an earlier audit. Finished
+        predictions are kept beside it until all are done: an audit that was interrupted goes on there.
     log : bool
         Write to the run.
     tracking_uri : str, optional
         By default MLflow's own.
     progress : callable, optional
         ``progress(done, total, stage)``.
+    memory_limit, dask : optional
+        Where training rows are kept and worked on, see `Auditor`; Parquet files are then read a part at a time.
     **data
         ``train_data``, ``target``, ``eval_data``, ``id_column``, ``weight_column``, ``groups``: where the rows are,
         see `tracking.DataOptions`.
@@ -152,7 +157,7 @@ def audit(
     with _workspace(output_dir) as (folder, target_dir):
         store = Store.connect(tracking_uri)
         resolved = tracking.resolve(store, run_id=run_id, model_uri=model_uri, model_name=model_name)
-        subject = tracking.prepare(store, resolved, options, folder, threshold, target_dir)
+        subject = tracking.prepare(store, resolved, options, folder, threshold, target_dir, memory_limit, dask)
         subject = subject.sampled(max_predictions)
         claim, refused = None, None
         if log:
@@ -166,6 +171,7 @@ def audit(
                     search=search,
                     row_ids=subject.evaluation.row_ids,
                     progress=progress,
+                    checkpoint=None if target_dir is None else tracking.unfinished(target_dir),
                 )
                 noise = find_noise(subject, robust)
                 buys = weigh_correction(subject, noise)

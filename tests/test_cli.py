@@ -314,6 +314,17 @@ def test_wrong_requests_are_one_line_with_the_remedy(logged, monkeypatch):
 
 
 @pytest.mark.slow
+def test_a_scheduler_that_is_not_there_exits_3(logged, monkeypatch):
+    folder, run_id, _ = logged
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("mlflow_relabel_audit.rows.cluster.PATIENCE", 0.5)
+    words = ["audit", "--tracking-uri", "sqlite:///mlflow.db", "--run-id", run_id, "--dask", "tcp://127.0.0.1:1"]
+    done = CliRunner().invoke(main, [*words, "--train-data", "train.parquet", "--target", "label"])
+    assert done.exit_code == 3
+    assert "dask tcp://127.0.0.1:1: no scheduler with workers answers" in done.output
+
+
+@pytest.mark.slow
 def test_a_server_that_is_not_there_exits_3_and_keeps_the_password(tmp_path):
     uri = NOWHERE.replace("//", "//user:hunter2@")
     done = relabel("audit", "--run-id", "0" * 32, "--tracking-uri", uri, cwd=tmp_path)

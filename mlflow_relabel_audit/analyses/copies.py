@@ -96,8 +96,8 @@ def pool_copies(
     """
     number = copies(rows, clean_rows)
     heard = (rows.base_weight > 0).astype(np.float64)
-    size = np.bincount(number[: rows.n], weights=heard, minlength=int(number.max(initial=0)) + 1)
-    ones = np.bincount(number[: rows.n], weights=heard * rows.y, minlength=len(size))
+    size = np.bincount(number[: rows.n], weights=heard, minlength=int(number.max(initial=0)) + 1).astype(np.float64)
+    ones = np.bincount(number[: rows.n], weights=heard * rows.y, minlength=len(size)).astype(np.float64)
     others = size[number[: rows.n]] - heard
     positive = ones[number[: rows.n]] - heard * rows.y
     repeated = others > 0

@@ -203,7 +203,7 @@ def _finding(table: list[dict[str, Any]]) -> Finding:
         return Finding("N020", "info", "Relabelling suspects does not lower the evaluation loss: leave the labels.")
     change = (
         f"{relabel['loss_change']:+.3f} (95 % interval {relabel['loss_change_low']:+.3f} to "
-        f"{relabel['loss_change_high']:+.3f}) and accuracy by {relabel['accuracy_change']:+.1%}"
+        f"{relabel['loss_change_high']:+.3f}) and accuracy by {100 * relabel['accuracy_change']:+.1f} points"
     )
     message = f"Relabelling the {relabel['count']} top suspects changes the evaluation loss by {change}."
     if relabel["loss_change_high"] < 0:

@@ -30,14 +30,20 @@ from mlflow_relabel_audit.rows import Rows
 
 MIN_CLASS_ROWS = 2 * FOLDS
 NO_NOISE_RATE = 0.01
+WIDE_HIGH = 0.1
+"""An interval that reaches from none to beyond this rate does not tell."""
 SURE = 0.5
 SURE_SHARE = 0.05
 """Rows to check are shown only where the sure ones hold this share of the expected number of wrong labels."""
+ROWS_PER_FEATURE = 10
+"""Below, margins are estimated poorly enough for their own errors to pass for wrong labels."""
+CROWDED_POWERS = (1.0, 0.1)
+"""Powers of the likelihood, for the scores and for the interval, where there are fewer rows per feature than that
+and no evaluation rows."""
 WIDE_POWERS = (1.0, 0.05)
-"""Powers of the likelihood, for the scores and for the interval, where there are more features than rows: the
-margins are noisier then."""
+"""The same where there are more features than rows: the margins are noisier still."""
 BLIND_POWERS = (0.1, 0.05)
-"""The same without evaluation rows: margins of rare words bend the clean curve, which passes for noise in one
+"""And then without evaluation rows: margins of rare words bend the clean curve, which passes for noise in one
 class unless the likelihood is held back."""
 
 
@@ -132,8 +138,10 @@ def noise_audit(
         wrong = curve.probability_wrong(pooled.margin, rows.y)
     rate = noise_rate(curve, pooled.margin, rows.y)
     sure, flagged = flag(wrong)
-    if rate[1] < NO_NOISE_RATE:  # no more rows than the verdict "consistent with no noise" has room for
-        flagged = sure & (_place(wrong) < NO_NOISE_RATE * rows.n) if rows.p > rows.n else sure
+    if rate[1] < NO_NOISE_RATE:
+        flagged = sure
+        if rows.p * ROWS_PER_FEATURE > rows.n:  # no more of them than a verdict of "no noise" has room for
+            flagged = sure & (_place(wrong) < NO_NOISE_RATE * rows.n)
 
     scores = _score_frame(problem, rows, ids, counts, wrong, sigmoid(out.margin), flagged)
     against = np.where(rows.y > 0.5, -pooled.margin, pooled.margin)
@@ -193,6 +201,8 @@ def label_evidence(rows: Rows, out: FoldOut, clean_rows: Rows | None = None) -> 
     powers = (1.0, INTERVAL_POWER)
     if rows.p > rows.n:
         powers = BLIND_POWERS if clean_rows is None else WIDE_POWERS
+    elif clean_rows is None and rows.p * ROWS_PER_FEATURE > rows.n:
+        powers = CROWDED_POWERS
     clean_label = None if clean_rows is None else clean_rows.y
     return pooled, fit_label_curve(pooled.margin, rows.y, pooled.clean_margin, clean_label, *powers)
 
@@ -269,6 +279,8 @@ def _findings(
     found: list[Finding] = []
     if low < NO_NOISE_RATE:
         message = f"Consistent with no label noise: the estimate is {spread}."
+        if high >= WIDE_HIGH:
+            message = f"No evidence of label noise, nor against it: the estimate is {spread}, which fits either."
         if flagged.any():
             message += f" The {int(flagged.sum())} flagged rows are worth a look all the same."
         found.append(Finding("N001", "info", message))

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from mlflow_relabel_audit.analyses.checkpoint import Checkpoint
 from mlflow_relabel_audit.curvature import StationaryPoint
 from mlflow_relabel_audit.curvature.stationary import sigmoid
 from mlflow_relabel_audit.errors import RequestError
@@ -78,6 +79,7 @@ def robustness(
     search: Search = "prefix",
     progress: Progress | None = None,
     deadline: Callable[[], bool] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> RobustnessResult:
     """Find the flip set of every evaluation row.
 
@@ -100,6 +102,8 @@ def robustness(
         ``progress(done, total, stage)``.
     deadline : callable, optional
         returns True once the time allowed is over; the search then stops between blocks.
+    checkpoint : Checkpoint, optional
+        where finished blocks are written, and those of an earlier, interrupted call are taken from.
 
     Raises
     ------
@@ -131,8 +135,12 @@ def robustness(
         if progress is not None:
             progress(done, evaluation.n, "flip sets")
 
+    for part in [] if checkpoint is None else checkpoint.finished():
+        predictions.append(part[0])
+        flip_sets.append(part[1])
+        report(len(part[0]))
     stopped = False
-    for block in estimate(rows, point, fitted.effect, evaluation, problem.cut):
+    for block in estimate(rows, point, fitted.effect, evaluation, problem.cut, first=done):
         if deadline is not None and deadline():
             stopped = True
             break
@@ -154,6 +162,8 @@ def robustness(
             )
         predictions.append(_prediction_frame(fitted, block, found, lower, ids[span], truth[span], verify))
         flip_sets.append(_flip_frame(fitted, block, found, ids[span]))
+        if checkpoint is not None:
+            checkpoint.add(len(predictions) - 1, predictions[-1], flip_sets[-1])
     table = pd.concat(predictions, ignore_index=True) if predictions else _empty_predictions(fitted, ids, truth)
     sets = pd.concat(flip_sets, ignore_index=True) if flip_sets else _empty_flip_sets(fitted, ids)
     return RobustnessResult(table, sets, summarise(table), searcher.cost, stopped)

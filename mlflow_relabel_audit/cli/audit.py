@@ -13,6 +13,7 @@ from mlflow_relabel_audit.cli.options import (
     keeps_something,
     model_options,
     output_options,
+    scale_options,
     scope_options,
 )
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 )
 @click.option("--noise-curve", is_flag=True, help="Also inject label noise, refit, and follow k and accuracy.")
 @click.option("--no-verify", is_flag=True, help="Leave k at its estimate; nothing is refitted.")
+@scale_options
 @output_options
 def command(
     run_id: str | None,

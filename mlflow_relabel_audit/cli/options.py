@@ -107,6 +107,22 @@ def output_options(command: Command) -> Command:
     )(command)
 
 
+def scale_options(command: Command) -> Command:
+    """Where training rows are kept and worked on: ``--memory-limit``, ``--dask``."""
+    return _all(
+        click.option(
+            "--memory-limit",
+            metavar="SIZE",
+            help="Most that training rows may occupy at once, as 1GiB; they are kept on disk.  [default: no limit]",
+        ),
+        click.option(
+            "--dask",
+            metavar="ADDRESS",
+            help="Work on a Dask cluster: tcp://HOST:PORT of its scheduler, or local.",
+        ),
+    )(command)
+
+
 def chosen_model(run_id: str | None, model_uri: str | None) -> tuple[str | None, str | None]:
     """``(run_id, model_uri)``, one of them None.
 

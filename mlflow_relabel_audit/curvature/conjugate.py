@@ -25,14 +25,7 @@ class ConjugateCurvature:
         self._rows = rows
         self._diagonal = diagonal
         self._penalty = penalty
-        squares = np.zeros(rows.p)
-        for block in rows.blocks():
-            part = block.features
-            square = part.multiply(part) if rows.sparse else part * part
-            squares[: rows.features_in] += square.T @ diagonal[block.start : block.stop]
-        if rows.intercept:
-            squares[-1] = diagonal.sum()
-        self._jacobi = squares + penalty
+        self._jacobi = rows.column_squares(diagonal) + penalty
         if np.any(self._jacobi <= 0):
             raise singular("a column is zero and has no penalty")
 

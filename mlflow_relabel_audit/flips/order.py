@@ -17,7 +17,7 @@ from mlflow_relabel_audit.curvature.stationary import sigmoid
 from mlflow_relabel_audit.errors import RequestError
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect
 from mlflow_relabel_audit.problem import FloatArray, IntArray
-from mlflow_relabel_audit.rows import Rows
+from mlflow_relabel_audit.rows import RowBlock, Rows
 
 BUFFER_BYTES = 2**27
 MAX_BLOCK, MIN_BLOCK = 256, 64
@@ -91,8 +91,8 @@ class EstimateBlock:
 
 
 def block_width(rows: Rows) -> int:
-    """How many predictions share one pass: their influences take half of the rows' memory, 128 MiB at most."""
-    most = min(BUFFER_BYTES, max(4 * rows.nnz, 4 * MIN_BLOCK * rows.n))
+    """How many predictions share one pass: their influences take half of the rows' memory, 16 to 128 MiB."""
+    most = min(BUFFER_BYTES, max(4 * rows.nnz, 4 * MIN_BLOCK * rows.n, BUFFER_BYTES // 8))
     return int(np.clip(most // (4 * max(rows.n, 1)), 1, MAX_BLOCK))
 
 
@@ -112,18 +112,21 @@ def respond(rows: Rows, direction: FloatArray, out: FloatArray) -> FloatArray:
             f"influences: up to {np.abs(direction).max():.1e} per unit of a feature, beyond float32; scale the "
             "features (StandardScaler) or strengthen the penalty, and log that model"
         ) from error
+    return np.asarray(rows.collect(_respond, narrow, out=out, axis=1))
+
+
+def _respond(block: RowBlock, out: FloatArray, narrow: FloatArray) -> None:
+    length = max(block.piece_length(), 2048)
+    if block.sparse:
+        for within, piece in block.pieces(length, np.float32):
+            out[:, within] = piece.margins(narrow).T
+        return
     turned = np.ascontiguousarray(narrow.T)
-    length = max(rows.block_length(), 2048)
-    scratch = np.ones((min(length, rows.n), rows.p), dtype=np.float32)
-    for block in rows.blocks(np.float32 if rows.sparse else None, length=length):
-        part = out[:, block.start : block.stop]
-        if rows.sparse:
-            part[...] = block.margins(narrow).T
-        else:
-            dense = scratch[: block.stop - block.start]
-            dense[:, : rows.features_in] = block.features
-            np.matmul(turned, dense.T, out=part)
-    return out
+    scratch = np.ones((min(length, block.rows), block.p), dtype=np.float32)
+    for within, piece in block.pieces(length, None):
+        dense = scratch[: within.stop - within.start]
+        dense[:, : piece.features.shape[1]] = piece.features
+        np.matmul(turned, dense.T, out=out[:, within])
 
 
 def response_error(rows: Rows, direction: FloatArray, square_norms: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -142,6 +145,7 @@ def estimate(
     evaluation: Rows,
     cut: float,
     width: int | None = None,
+    first: int = 0,
 ) -> Iterator[EstimateBlock]:
     """Yield the influence orders of the evaluation rows, block by block.
 
@@ -157,13 +161,14 @@ def estimate(
         logit of the threshold.
     width : int, optional
         predictions in a block; `block_width` by default.
+    first : int
+        the evaluation row to begin with.
     """
     width = min(width or block_width(rows), max(evaluation.n, 1))
     buffer = np.empty((width, rows.n), dtype=np.float32)
-    for start in range(0, evaluation.n, width):
+    for start in range(first, evaluation.n, width):
         stop = min(start + width, evaluation.n)
-        part = evaluation.take(np.arange(start, stop))
-        targets = np.ascontiguousarray((part.toarray() if evaluation.sparse else part).T)
+        targets = evaluation.columns(np.arange(start, stop))
         margin = point.theta @ targets - cut
         toward = np.where(margin > 0, -1.0, 1.0)
         direction = point.curvature.solve(targets)

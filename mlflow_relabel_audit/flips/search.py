@@ -25,7 +25,7 @@ from mlflow_relabel_audit.rows import Rows
 VERIFIED, UNVERIFIED, NOT_FLIPPABLE = "verified", "unverified", "not_flippable"
 
 STATE_BYTES = 2**24
-MAX_WIDTH = 64
+MAX_WIDTH = 128
 MIN_DESCENTS = 4
 MAX_DESCENTS = 60
 MAX_REFRESHES = 20
@@ -177,8 +177,8 @@ class VerifiedSearch:
     row_norms : ndarray of shape (n,)
         ``||x_i||_{H^-1}`` or upper bounds.
     width : int, optional
-        predictions refitted at once; by default as many as keep the state near half of the rows' memory and
-        below 16 MiB, 8 to 64.
+        predictions refitted at once; by default 8 to 128, as many as keep the state near 16 MiB or an eighth of
+        the factor.
     """
 
     def __init__(
@@ -194,7 +194,9 @@ class VerifiedSearch:
         self._row_norms = row_norms
         self._square_norms = rows.square_norms()
         self._reach = float((np.abs(effect.coefficient) * np.sqrt(self._square_norms)).max(initial=0.0))
-        held = min(STATE_BYTES, max(8 * rows.nnz // 2, 1))
+        # wide enough that a solve is worth reading a large factor for
+        factor = {"primal": rows.p, "dual": rows.n, "cg": 0}[point.curvature.kind]
+        held = max(STATE_BYTES, factor**2)
         self.width = width or int(np.clip(held // (24 * max(rows.n, 1)), 8, MAX_WIDTH))
         self.products, self.settled, self.refreshed = 0.0, 0, 0
         # rows an own reference follows, and the iterations (of 4 n p) it costs: do without until they are spent
@@ -343,37 +345,40 @@ class VerifiedSearch:
         block: EstimateBlock,
         bounded: bool,
     ) -> None:
-        """Prove what can be proved where the columns stand, and let them aim anew, until none moves."""
-        for _ in range(FREE_AIMS):
-            if not slots.size:
-                return
-            state.condition(slots)
+        """Prove what can be proved where the columns stand, and let them aim anew, until none moves.
+
+        A column that moves is judged first by how far its relabelled rows can have moved the gradient; the factor is
+        solved with only where that neither proves a sign nor sends the column on.
+        """
+        state.condition(slots)
+        while slots.size:
             estimate, error = state.prove()
-            decrement = state.decrements()
+            solved, decrement = state.conditioned(), state.decrements()
             moved: list[int] = []
+            unsure: list[int] = []
             for slot in slots:
                 column = columns[slot]
                 assert column is not None
                 before = column.k
-                proved = abs(estimate[slot]) > error[slot]
-                if proved:
+                if abs(estimate[slot]) > error[slot]:
                     column.settle(estimate[slot], state.theta[:, slot].copy())
                     self.settled += 1
                     if self._status(column, bounded) is not None:
                         continue
                     self._goto(column, column.aim(estimate[slot]), block)
-                elif decrement[slot] <= CONVERGED:
+                elif solved[slot] and decrement[slot] <= CONVERGED:
                     column.patience = column.descents
                 elif column.aims < FREE_AIMS:
                     self._goto(column, column.aim(estimate[slot]), block)
                     column.aims += column.k != before
                 if column.k != before:
                     moved.append(int(slot))
+                elif not solved[slot]:
+                    unsure.append(int(slot))
             if moved:
                 state.relabel(np.asarray(moved), [self._set(columns[slot]) for slot in moved])
-            slots = np.asarray(moved, dtype=np.intp)
-        if slots.size:
-            state.condition(slots)
+            state.condition(np.asarray(unsure, dtype=np.intp))
+            slots = np.asarray(sorted(moved + unsure), dtype=np.intp)
 
     def _refresh(self, state: RefitBlock, slot: int, column: _Column) -> None:
         """Give a slow column its own reference Hessian; where it has none, try a smaller set from the start."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from mlflow_relabel_audit.analyses.noise import NO_NOISE_RATE, WIDE_HIGH
 from mlflow_relabel_audit.reports import pictures, text
 from mlflow_relabel_audit.reports.charts import Chart
 from mlflow_relabel_audit.reports.context import ReportContext
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 _SUSPECTS = 5_000
 _ROW_CHARACTERS = 250_000
-_CLEAN = 0.01
 _REVIEW = ("new_label", "reviewed", "keep")
 """Columns that a reviewer adds, and `relabel` reads."""
 
@@ -91,7 +91,9 @@ def _sentence(result: NoiseResult) -> str:
     if not text.is_finite(estimate):
         return "The share of wrong labels cannot be told from this data."
     spread = f"{text.percent(low)} to {text.percent(high)}"
-    if low < _CLEAN:
+    if low < NO_NOISE_RATE and high >= WIDE_HIGH:
+        return f"Whether labels are wrong cannot be told from this data: {spread} of them would fit."
+    if low < NO_NOISE_RATE:
         estimated = f"an estimated {text.percent(estimate)} wrong ({spread})"
         return f"The labels are consistent with no noise: {estimated}."
     return f"About {text.percent(estimate)} of the training labels are probably wrong ({spread})."
@@ -119,7 +121,7 @@ def _figures(result: NoiseResult) -> list[dict[str, Any]]:
         return []
     sure, check = _levels(result)
     return [
-        {"label": "of the labels wrong, estimated", "value": text.percent(estimate), "alarm": low >= _CLEAN},
+        {"label": "of the labels wrong, estimated", "value": text.percent(estimate), "alarm": low >= NO_NOISE_RATE},
         {"label": "labels more likely wrong than right", "value": text.count(sure), "alarm": sure > 0},
         {"label": "more worth a look", "value": text.count(check), "alarm": False},
         {"label": "labels scored", "value": text.count(len(result.scores)), "alarm": False},
@@ -182,14 +184,23 @@ def _correction(correction: Correction) -> list[dict[str, Any]]:
             "action": words.get(row["action"], row["action"]),
             "count": row["count"],
             "loss": row["loss"],
-            "loss_change": _change(row, "loss_change", text.short),
-            "loss_interval": _interval(row, "loss_change", text.short),
+            "rows": row["rows"],
+            "loss_change": _change(row, "loss_change", _thousandths),
+            "loss_interval": _interval(row, "loss_change", _thousandths),
             "accuracy": row["accuracy"],
-            "accuracy_change": _change(row, "accuracy_change", text.percent),
-            "accuracy_interval": _interval(row, "accuracy_change", text.percent),
+            "accuracy_change": _change(row, "accuracy_change", _points),
+            "accuracy_interval": _interval(row, "accuracy_change", _points),
         }
         for row in correction.table.to_dict("records")
     ]
+
+
+def _thousandths(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "\u2212")
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:+.1f}".replace("-", "\u2212")
 
 
 def _change(row: dict[Any, Any], name: str, shown: Any) -> str:

@@ -18,7 +18,7 @@ from mlflow_relabel_audit.tracking.files import (
     table_json,
     text_file,
 )
-from mlflow_relabel_audit.tracking.local import add_file, check_directory, workspace, write_directory
+from mlflow_relabel_audit.tracking.local import add_file, check_directory, unfinished, workspace, write_directory
 from mlflow_relabel_audit.tracking.manifest import Manifest, listing
 from mlflow_relabel_audit.tracking.model import LoadedModel, load_model
 from mlflow_relabel_audit.tracking.options import DataKeywords, DataOptions
@@ -88,6 +88,7 @@ __all__ = [
     "resolve",
     "table_json",
     "text_file",
+    "unfinished",
     "workspace",
     "write_directory",
 ]

@@ -53,6 +53,11 @@ def check_directory(output_dir: Path) -> Path:
     return target
 
 
+def unfinished(output_dir: Path) -> Path:
+    """The folder beside an output directory where finished predictions are kept until all are done."""
+    return output_dir.with_name(f".{output_dir.name}.unfinished")
+
+
 def write_directory(artifacts: Iterable[Artifact], manifest: Manifest, output_dir: Path) -> Path:
     """Write an audit to a directory, whole or not at all; an earlier audit there is replaced.
 

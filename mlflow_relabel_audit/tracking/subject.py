@@ -91,12 +91,15 @@ def prepare(
     folder: Path,
     threshold: float | None,
     output_dir: Path | None,
+    memory_limit: int | str | None = None,
+    dask: str | None = None,
 ) -> Subject:
     """Load the model, read the rows, prove that they belong together, factor or fetch the Hessian."""
     for name in ("model", "rows", "earlier", "files"):
         (folder / name).mkdir()
+    in_parts = memory_limit is not None or dask is not None
     model = load_model(store, resolved, folder / "model")
-    training = read_training(store, resolved, model, data.columns, folder / "rows", data.train_data)
+    training = read_training(store, resolved, model, data.columns, folder / "rows", data.train_data, in_parts=in_parts)
     evaluation, on_training = read_evaluation(
         store, resolved, model, data.columns, folder / "rows", training, data.eval_data
     )
@@ -112,6 +115,8 @@ def prepare(
             threshold=0.5 if threshold is None else threshold,
             row_ids=training.row_ids,
             hessian=earlier,
+            memory_limit=memory_limit,
+            dask=dask,
         )
     said = [*model.messages, *training.messages, *evaluation.messages, *caught]
     if auditor.hessian_cached:

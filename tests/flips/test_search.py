@@ -21,7 +21,7 @@ from mlflow_relabel_audit.flips.order import estimate
 from mlflow_relabel_audit.flips.refit import RefitBlock
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect
 from mlflow_relabel_audit.flips.search import VerifiedSearch
-from tests.flips.fitting import fitted
+from tests.flips.fitting import Fitted, fitted
 
 X, Y = load_breast_cancer(return_X_y=True)
 X = StandardScaler().fit_transform(X)
@@ -154,6 +154,10 @@ def test_what_cannot_flip_is_said() -> None:
     assert result.summary["flippable_share"] == 0.0
 
 
+def _exact(model: Fitted, relabelled: np.ndarray, x: np.ndarray) -> float:
+    return exact_margin(model.problem, model.rows, model.point, relabelled, model.point.theta, x)[0]
+
+
 @pytest.mark.parametrize("class_weight", [None, "balanced", {0: 2.0, 1: 0.5}])
 @pytest.mark.parametrize("far", [1.0, 4.0])
 def test_proved_intervals_hold_the_exact_margin(class_weight: object, far: float) -> None:
@@ -169,12 +173,7 @@ def test_proved_intervals_hold_the_exact_margin(class_weight: object, far: float
         state.load(t, block.rows[:, t], block.direction[:, t], np.abs(block.response[t]) * 1.0001)
     slots = np.arange(12)
     state.relabel(slots, sets)
-    exact = np.array(
-        [
-            exact_margin(model.problem, model.rows, model.point, sets[t], model.point.theta, block.rows[:, t])[0]
-            for t in range(12)
-        ]
-    )
+    exact = np.array([_exact(model, sets[t], block.rows[:, t]) for t in range(12)])
     tightest = []
     for step in range(8):
         state.condition(slots)
@@ -182,6 +181,14 @@ def test_proved_intervals_hold_the_exact_margin(class_weight: object, far: float
         assert np.all(np.abs(estimated - exact) <= error)
         tightest.append(float(np.median(error)))
         state.descend()
+        if step in (1, 4):  # judged without a solve, by how far the relabelled rows can have moved the gradient
+            fewer = [part[: len(part) - 1] for part in sets]
+            state.condition(slots)
+            state.relabel(slots, fewer)
+            estimated, error = state.prove()
+            nearby = np.array([_exact(model, part, block.rows[:, t]) for t, part in enumerate(fewer)])
+            assert np.all(np.abs(estimated - nearby) <= error)
+            state.relabel(slots, sets)
         if step == 2:  # own references, one that follows few rows and ones that follow most
             for t in range(0, 12, 2):
                 state.refresh(t, 20 if t == 0 else 150)
