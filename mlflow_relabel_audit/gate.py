@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING, Any
 from mlflow_relabel_audit import tracking
 from mlflow_relabel_audit.audit import AuditResult, Progress, audit
 from mlflow_relabel_audit.errors import GateFailedError, RequestError, StoreError
-from mlflow_relabel_audit.tracking import FOLDER, DataKeywords, PermissionDeniedError, ResolvedModel, Store
+from mlflow_relabel_audit.tracking import (
+    FOLDER,
+    DataKeywords,
+    DataOptions,
+    PermissionDeniedError,
+    ResolvedModel,
+    Store,
+)
 from mlflow_relabel_audit.tracking.store import failures
 
 if TYPE_CHECKING:
@@ -178,6 +185,7 @@ def gate(
     StoreError
         A server or file system failed.
     """
+    rows = DataOptions(**data)
     rules = (*map(read_rule, require), *(() if policy is None else read_policy(policy)))
     if not rules:
         raise RequestError("gate: got no rule; give one with --require 'k_median >= 20' or --policy FILE")
@@ -205,7 +213,7 @@ def gate(
                 progress=progress,
                 **data,
             )
-            metrics, messages = _audited(resolved, request, rows_named=data.get("train_data") is not None)
+            metrics, messages = _audited(resolved, request, rows_named=rows.train_data is not None)
         checks = tuple(rule.check(metrics) for rule in rules)
         result = GateResult(
             name=resolved.registered_name,

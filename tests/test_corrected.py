@@ -49,7 +49,6 @@ def noisy(store, tmp_path):
             name="model",
             signature=mlflow.models.infer_signature(train[FEATURES], model.predict(train[FEATURES])),
             pip_requirements=["scikit-learn==1.0", "joblib", "mlflow-skinny"],
-            serialization_format="skops",
         )
     frame = pd.DataFrame({"train_id": train["person"][wrong], "new_label": right[wrong]})
     frame.to_csv(tmp_path / "reviewed.csv", index=False)
@@ -120,7 +119,11 @@ def test_a_corrected_model_is_a_child_run(noisy, tmp_path):
     loaded = mlflow.sklearn.load_model(result.corrected_uri)
     np.testing.assert_array_equal(loaded.predict(test[FEATURES]), expected.predict(test[FEATURES]))
     info = mlflow.models.get_model_info(result.corrected_uri)
-    assert info.flavors["sklearn"]["serialization_format"] == "skops"
+    stored_as = [
+        mlflow.models.get_model_info(uri).flavors["sklearn"]["serialization_format"]
+        for uri in (result.model_uri, result.corrected_uri)
+    ]
+    assert stored_as[0] == stored_as[1]
     assert info.signature.inputs.input_names() == FEATURES
     assert {item.key for item in store.client.get_logged_model(info.model_id).metrics} == set(child.data.metrics)
     needs = Path(mlflow.artifacts.download_artifacts(result.corrected_uri), "requirements.txt").read_text().split()
