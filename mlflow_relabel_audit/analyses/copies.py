@@ -125,7 +125,7 @@ def pool_copies(
 
 def _pooled(margin: FloatArray, count: FloatArray, ones: FloatArray, strength: float) -> FloatArray:
     """Log-odds of the pooled probability; the margin itself where there are no copies."""
-    margin = np.clip(margin, -500.0, 500.0)  # beyond, a probability is zero in floating point
+    margin = np.clip(margin, -30.0, 30.0)  # beyond, one of the two probabilities is zero in floating point
     above = np.log(strength * sigmoid(margin) + ones)
     below = np.log(strength * sigmoid(-margin) + count - ones)
     return np.asarray(np.where(count > 0, above - below, margin))
