@@ -96,8 +96,11 @@ def pool_copies(
     """
     number = copies(rows, clean_rows)
     heard = (rows.base_weight > 0).astype(np.float64)
-    size = np.bincount(number[: rows.n], weights=heard, minlength=int(number.max(initial=0)) + 1)
-    ones = np.bincount(number[: rows.n], weights=heard * rows.y, minlength=len(size))
+    distinct = int(number.max(initial=0)) + 1
+    size, ones = (
+        np.bincount(number[: rows.n], weights=weight, minlength=distinct).astype(np.float64)
+        for weight in (heard, heard * rows.y)
+    )
     others = size[number[: rows.n]] - heard
     positive = ones[number[: rows.n]] - heard * rows.y
     repeated = others > 0
