@@ -252,7 +252,7 @@ def test_groups_and_noise_curve(server_store, cancer, tmp_path):
         ward = np.where(frame["mean area"] > 500, "east", "west")
         frame.assign(ward=ward).to_parquet(tmp_path / f"{name}.parquet", index=False)
     result = ask(run_id, tmp_path, groups=("ward",), noise_curve=True, max_predictions=60)
-    assert {"bias.html", "noise.html"} <= set(result.artifacts)
+    assert {"bias.html", "noise.html", "noise_curve.csv"} <= set(result.artifacts)
     assert set(result.artifacts) | {"manifest.json"} == set(server_store.files(run_id))
     plain = ask(run_id, tmp_path, max_predictions=60)
     assert set(plain.artifacts) | {"manifest.json"} == set(server_store.files(run_id)) == FILES

@@ -96,8 +96,11 @@ def pool_copies(
     """
     number = copies(rows, clean_rows)
     heard = (rows.base_weight > 0).astype(np.float64)
-    size = np.bincount(number[: rows.n], weights=heard, minlength=int(number.max(initial=0)) + 1).astype(np.float64)
-    ones = np.bincount(number[: rows.n], weights=heard * rows.y, minlength=len(size)).astype(np.float64)
+    distinct = int(number.max(initial=0)) + 1
+    size, ones = (
+        np.bincount(number[: rows.n], weights=weight, minlength=distinct).astype(np.float64)
+        for weight in (heard, heard * rows.y)
+    )
     others = size[number[: rows.n]] - heard
     positive = ones[number[: rows.n]] - heard * rows.y
     repeated = others > 0
@@ -125,7 +128,7 @@ def pool_copies(
 
 def _pooled(margin: FloatArray, count: FloatArray, ones: FloatArray, strength: float) -> FloatArray:
     """Log-odds of the pooled probability; the margin itself where there are no copies."""
-    margin = np.clip(margin, -500.0, 500.0)  # beyond, a probability is zero in floating point
+    margin = np.clip(margin, -30.0, 30.0)  # beyond, one of the two probabilities is zero in floating point
     above = np.log(strength * sigmoid(margin) + ones)
     below = np.log(strength * sigmoid(-margin) + count - ones)
     return np.asarray(np.where(count > 0, above - below, margin))

@@ -58,6 +58,14 @@ def test_the_pooled_odds_are_those_of_counts_and_a_beta_prior():
         assert 1 / (1 + np.exp(-pooled.margin[i])) == pytest.approx(want)
 
 
+def test_certain_margins_leave_finite_odds():
+    X, y, _ = drawn()
+    pooled = pool_copies(rows_of(X, y), 1e4 * (y - 0.5))
+    assert np.isfinite(pooled.margin).all()
+    mixed = pool_copies(rows_of(X, y), np.where(np.arange(len(y)) % 7 == 0, 1e5, 0.0) * (y - 0.5))
+    assert np.isfinite(mixed.margin).all()
+
+
 def test_a_row_does_not_hear_its_own_label():
     X, y, _ = drawn()
     margin = np.zeros(len(y))
