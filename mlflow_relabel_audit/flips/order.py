@@ -23,6 +23,8 @@ BUFFER_BYTES = 2**27
 MAX_BLOCK, MIN_BLOCK = 256, 64
 FIRST_HEAD = 32
 SAMPLE = 512
+DEEP = 3.0
+"""The paper's goal beyond so many times the margin's is not ranked for, only counted."""
 TINY = float(np.finfo(np.float32).tiny)
 CHUNK_BYTES = 2**20
 CLOSE = 1e-5
@@ -220,20 +222,21 @@ def _rank_chunk(
     orders: dict[int, InfluenceOrder] = {}
     doubtful = np.zeros(len(goal), dtype=bool)
     need = 1.25 * goal
+    wanted = np.maximum(need, np.where(goal_paper <= DEEP * goal, 1.05 * goal_paper, 0.0))
     pending = np.arange(len(goal))
     head = min(FIRST_HEAD, n)
     while pending.size:
         values = influence if len(pending) == len(influence) else influence[pending]
-        floor = _floor(values, need[pending], head)
+        floor = _floor(values, wanted[pending], head)
         index, gains, counts = _heads(values, floor)
         total = np.cumsum(gains, axis=1)
         complete = floor <= TINY
         done = complete | (total[:, -1] >= need[pending]) if total.shape[1] else complete
         sizes = []
-        for wanted in (goal[pending, None], goal_paper[pending, None]):
-            crossed = (total <= wanted).sum(axis=1) + 1
+        for each in (goal[pending, None], goal_paper[pending, None]):
+            crossed = (total <= each).sum(axis=1) + 1
             sizes.append(np.where(crossed <= counts, crossed, 0))
-            doubtful[pending] |= (np.abs(total - wanted) <= CLOSE * wanted).any(axis=1)
+            doubtful[pending] |= (np.abs(total - each) <= CLOSE * each).any(axis=1)
         past = pending[done & ~complete & (sizes[1] == 0)]
         beyond = dict(zip(past.tolist(), _counts(influence[past], goal_paper[past]), strict=True))
         for row in np.flatnonzero(done):
