@@ -96,6 +96,15 @@ def test_rows_do_not_travel(client: Any, small_blocks: None) -> None:
     assert client.who_has(kept._blocks) == where
 
 
+def test_large_coefficients_reach_every_pass(client: Any, small_blocks: None) -> None:
+    X = np.random.default_rng(1).standard_normal((300, 4))
+    rows = Rows(ClusterStore(client, X, _plain, X[:2], True), np.zeros(300), np.ones(300), intercept=True)
+    direct = Rows(X, np.zeros(300), np.ones(300), intercept=True)
+    for scale in (1.0, 2.0):
+        theta = scale * np.random.default_rng(2).standard_normal((5, 40_000))
+        assert np.allclose(rows.margins(theta)[:, ::1000], direct.margins(theta[:, ::1000]), rtol=1e-12)
+
+
 def test_a_file_that_the_workers_do_not_see(client: Any, tmp_path: Path) -> None:
     frame = table(60)
     for name in "ab":
