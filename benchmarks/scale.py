@@ -24,7 +24,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from scipy import sparse as sp
 from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
 
 from benchmarks.sets import tabular
 from mlflow_relabel_audit import Auditor
@@ -91,24 +94,30 @@ def audit(folder: Path, tests: int, searched: int, options: dict[str, Any], rows
     }
 
 
-def _model(kept: Any) -> LogisticRegression:
+def _model(kept: Any) -> Any:
     model = LogisticRegression(C=1.0 / L2)
     model.coef_, model.intercept_ = kept["theta"][None, :-1], kept["theta"][-1:]
     model.classes_, model.n_iter_ = np.array([0, 1]), np.array([1])
     model.n_features_in_ = len(kept["theta"]) - 1
-    return model
+    if "sparse" not in kept:
+        return model
+    return make_pipeline(FunctionTransformer(sp.csr_matrix), model)  # one-hot columns, kept as CSR
+
+
+def dense(X: Any) -> np.ndarray:
+    """Rows as an array."""
+    return np.asarray(X.toarray() if sp.issparse(X) else X)
 
 
 def write_flights(data: Path, folder: Path) -> None:
     """Flights one-hot as Parquet, and halves of it, with a fit of each."""
     whole = tabular(data, "flights", L2)
-    theta = None
     for count in (len(whole.y) // 2, len(whole.y)):
         write_rows(folder / f"rows-{count}", ((whole.X[a : a + ROW_GROUP], whole.y[a : a + ROW_GROUP])
                    for a in range(0, count, ROW_GROUP)), count)  # fmt: skip
-        fit = LogisticRegression(C=1.0 / L2, solver="newton-cholesky", tol=1e-6).fit(whole.X[:count], whole.y[:count])
+        fit = LogisticRegression(C=1.0 / L2, tol=1e-6, max_iter=1000).fit(whole.X[:count], whole.y[:count])
         theta = np.append(fit.coef_[0], fit.intercept_)
-        np.savez(folder / f"model-{count}.npz", theta=theta, tests=whole.X_test[:20_000])
+        np.savez(folder / f"model-{count}.npz", theta=theta, tests=dense(whole.X_test[:20_000]), sparse=True)
 
 
 def write_rows(folder: Path, chunks: Any, count: int) -> None:
@@ -116,7 +125,7 @@ def write_rows(folder: Path, chunks: Any, count: int) -> None:
     folder.mkdir(parents=True)
     writer, left = None, count
     for X, y in chunks:
-        X, y = X[:left], y[:left]
+        X, y = dense(X[:left]), y[:left]
         left -= len(y)
         table = pa.table({**{f"x{j}": X[:, j] for j in range(X.shape[1])}, "label": np.asarray(y)})
         writer = writer or pq.ParquetWriter(folder / "part.parquet", table.schema, compression="zstd")

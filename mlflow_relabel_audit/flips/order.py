@@ -76,7 +76,7 @@ class EstimateBlock:
     direction : ndarray of shape (p, B)
         u_t = H^-1 x_t.
     response : ndarray of shape (B, n), float32
-        ``toward_t x_i . u_t``; valid until the next block is drawn.
+        ``toward_t x_i . u_t``; valid until the next block is drawn, None where blocks were joined.
     toward : ndarray of shape (B,)
         +1 where the margin has to rise for the flip, -1 where it has to fall.
     orders : list of InfluenceOrder
@@ -87,14 +87,35 @@ class EstimateBlock:
     rows: FloatArray = field(repr=False)
     margin: FloatArray
     direction: FloatArray = field(repr=False)
-    response: FloatArray = field(repr=False)
+    response: FloatArray | None = field(repr=False)
     toward: FloatArray
     orders: list[InfluenceOrder] = field(repr=False)
 
+    @classmethod
+    def joined(cls, blocks: list[EstimateBlock]) -> EstimateBlock:
+        """Blocks that follow one another as one; of several, the responses are gone."""
+        if len(blocks) == 1:
+            return blocks[0]
+        return cls(
+            blocks[0].start,
+            blocks[-1].stop,
+            np.concatenate([block.rows for block in blocks], axis=1),
+            np.concatenate([block.margin for block in blocks]),
+            np.concatenate([block.direction for block in blocks], axis=1),
+            None,
+            np.concatenate([block.toward for block in blocks]),
+            [order for block in blocks for order in block.orders],
+        )
+
 
 def block_width(rows: Rows) -> int:
-    """How many predictions share one pass: their influences take half of the rows' memory, 16 to 128 MiB."""
+    """How many predictions share one pass: their influences take half of the rows' memory, 16 to 128 MiB.
+
+    Under a memory limit they take a quarter of what is left beside the rows, too.
+    """
     most = min(BUFFER_BYTES, max(4 * rows.nnz, 4 * MIN_BLOCK * rows.n, BUFFER_BYTES // 8))
+    if rows.store.room is not None:
+        most = min(most, rows.store.room // 4)
     return int(np.clip(most // (4 * max(rows.n, 1)), 1, MAX_BLOCK))
 
 
@@ -171,7 +192,7 @@ def estimate(
     for start in range(first, evaluation.n, width):
         stop = min(start + width, evaluation.n)
         targets = evaluation.columns(np.arange(start, stop))
-        margin = point.theta @ targets - cut
+        margin = (point.theta[:, None] * targets).sum(axis=0) - cut  # the same whatever shares the block
         toward = np.where(margin > 0, -1.0, 1.0)
         direction = point.curvature.solve(targets)
         response = respond(rows, direction * toward, buffer[: stop - start])

@@ -131,10 +131,10 @@ class RefitBlock:
         """Columns held."""
         return self.theta.shape[1]
 
-    def load(self, slot: int, target: FloatArray, u: FloatArray, response: FloatArray) -> None:
+    def load(self, slot: int, target: FloatArray, u: FloatArray, response: FloatArray | None) -> None:
         """Start a prediction afresh in a column: at the fitted point, nothing relabelled.
 
-        ``response`` is an upper bound of ``|x_i . u|``, shape (n,).
+        ``response`` is an upper bound of ``|x_i . u|``, shape (n,), needed where it is kept between passes.
         """
         self.targets[:, slot] = target
         self.u[:, slot] = u

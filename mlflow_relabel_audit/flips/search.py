@@ -17,7 +17,7 @@ import numpy as np
 from mlflow_relabel_audit.curvature import StationaryPoint
 from mlflow_relabel_audit.errors import SingularHessianError
 from mlflow_relabel_audit.flips.order import EstimateBlock, InfluenceOrder, complete_order, decided_head, response_error
-from mlflow_relabel_audit.flips.refit import RefitBlock
+from mlflow_relabel_audit.flips.refit import RefitBlock, keeps
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect
 from mlflow_relabel_audit.problem import FloatArray, IntArray, Problem
 from mlflow_relabel_audit.rows import Rows
@@ -198,6 +198,9 @@ class VerifiedSearch:
         factor = {"primal": rows.p, "dual": rows.n, "cg": 0}[point.curvature.kind]
         held = max(STATE_BYTES, factor**2)
         self.width = width or int(np.clip(held // (24 * max(rows.n, 1)), 8, MAX_WIDTH))
+        self.keeps = keeps(rows, self.width)
+        if not self.keeps and width is None:
+            self.width = MAX_WIDTH  # nothing is held for a column, and every pass serves them all
         self.products, self.settled, self.refreshed = 0.0, 0, 0
         # rows an own reference follows, and the iterations (of 4 n p) it costs: do without until they are spent
         self._followed = min(rows.n, max(rows.p, REFERENCE_ENTRIES // rows.p, rows.n // 8))
@@ -236,7 +239,7 @@ class VerifiedSearch:
         results: list[FlipSet | None] = [None] * len(orders)
         if not width:
             return []
-        state = RefitBlock(self.problem, self.rows, self.point, self.effect, self._row_norms, width)
+        state = RefitBlock(self.problem, self.rows, self.point, self.effect, self._row_norms, width, keep=self.keeps)
         scale, row = response_error(self.rows, block.direction, self._square_norms)
         pending = [t for t in range(len(orders)) if upper is None or upper[t] > 1]
         for t in set(range(len(orders))) - set(pending):
@@ -319,8 +322,8 @@ class VerifiedSearch:
                 None if upper is None else upper[t],
                 self._patience,
             )
-            bound = np.abs(block.response[t]) + scale[t] * row
-            state.load(slot, block.rows[:, t], block.direction[:, t], bound)
+            response = None if block.response is None else np.abs(block.response[t]) + scale[t] * row
+            state.load(slot, block.rows[:, t], block.direction[:, t], response)
             columns[slot] = column
             self._goto(column, column.reach if upper is not None else column.aim(block.margin[t]), block)
             fresh.append(slot)

@@ -112,13 +112,15 @@ class ClusterStore:
             return []
         numbers = [number for number, _ in asked]
         parts = [[part[number] for number in numbers] for part in map(self._parts, along)]
+        # the coefficients go out once, as the result of a task of their own that all blocks of the pass depend on
+        shared = self.client.submit(_same, arguments, pure=False)
         found: list[Any] = self.client.map(
             _run,
+            [shared] * len(numbers),
             [self._blocks[number] for number in numbers],
             [own for _, own in asked],
             *parts,
             step=step,
-            arguments=arguments,
             pure=False,
             key=f"{getattr(step, '__name__', 'step').lstrip('_')}",
         )
@@ -204,7 +206,7 @@ def _failing() -> Iterator[None]:
 # what runs on workers
 
 
-def _run(block: RowBlock, own: tuple[Any, ...], *slices: Any, step: Step, arguments: tuple[Any, ...]) -> Any:
+def _run(arguments: tuple[Any, ...], block: RowBlock, own: tuple[Any, ...], *slices: Any, step: Step) -> Any:
     return step(block, *own, *map(settled, slices), *map(settled, arguments))
 
 
