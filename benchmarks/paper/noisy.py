@@ -19,7 +19,7 @@ def mislabelled(bench: Bench) -> dict[str, Any]:
     """Invert 1,000 training labels; the misclassified test rows that one or two relabels flip."""
     rng = np.random.default_rng(bench.seed)
     n = len(bench.data.y)
-    planted = rng.permutation(n)[: min(PLANTED, n // 10)]
+    planted = rng.permutation(n)[: min(PLANTED, n // 5)]
     noisy = bench.relabelled(planted)
     errors = np.flatnonzero(~noisy.correct())
     wrong = np.sort(rng.permutation(errors)[: bench.sizes.errors])
