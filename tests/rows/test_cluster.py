@@ -93,7 +93,8 @@ def test_rows_do_not_travel(client: Any, small_blocks: None) -> None:
     where = client.who_has(kept._blocks)
     assert {worker for held in where.values() for worker in held} == set(client.scheduler_info()["workers"])
     rows.pull(first)
-    assert client.who_has(kept._blocks) == where
+    now = client.who_has(kept._blocks)
+    assert all(set(where[key]) & set(now[key]) for key in where)  # Dask may copy one to an idle worker, none goes
 
 
 def test_large_coefficients_reach_every_pass(client: Any, small_blocks: None) -> None:
