@@ -27,6 +27,9 @@ Stationarity is the exact equation ``r + Hbar delta = 0``. Write H for the refer
    ``Q = sum (d0 - d)^2 response^2 / d``, ``C = sum d response^2``, ``w = phi(-rho) - 1``.
 4. *Plain bound.* ``|x_t . delta| <= ||x_t||_{H^-1} eps / (kappa phi)``.
 
+5. *Moves.* Relabelling one more row moves r by ``a_i x_i`` and so eps by ``|a_i| h_i`` at most: a sign may be proved
+   for a neighbouring k without solving with H again.
+
 The margin after the refit is thus known to within an interval from either bound; a sign is proved where one of
 them leaves zero outside. ``response`` may be any upper bound of ``|x_i . u|`` in 3, which absorbs its float32 rounding.
 """
