@@ -177,8 +177,8 @@ class VerifiedSearch:
     row_norms : ndarray of shape (n,)
         ``||x_i||_{H^-1}`` or upper bounds.
     width : int, optional
-        predictions refitted at once; by default 8 to 128, as many as keep the state near 16 MiB or an eighth of
-        the factor.
+        predictions refitted at once; by default 8 to 64, as many as keep the state near 16 MiB, and up to 128
+        where that is an eighth of the factor.
     """
 
     def __init__(
@@ -196,8 +196,8 @@ class VerifiedSearch:
         self._reach = float((np.abs(effect.coefficient) * np.sqrt(self._square_norms)).max(initial=0.0))
         # wide enough that a solve is worth reading a large factor for
         factor = {"primal": rows.p, "dual": rows.n, "cg": 0}[point.curvature.kind]
-        held = max(STATE_BYTES, factor**2)
-        self.width = width or int(np.clip(held // (24 * max(rows.n, 1)), 8, MAX_WIDTH))
+        cost = 24 * max(rows.n, 1)
+        self.width = width or max(8, min(STATE_BYTES // cost, MAX_WIDTH // 2), min(factor**2 // cost, MAX_WIDTH))
         self.keeps = keeps(rows, self.width)
         if not self.keeps and width is None:
             self.width = MAX_WIDTH  # nothing is held for a column, and every pass serves them all

@@ -158,11 +158,9 @@ def connect(address: Any) -> Any:
         return address
     try:
         if address == "local":
-            client: Any = distributed.Client(  # type: ignore[no-untyped-call]
-                processes=True, threads_per_worker=1, dashboard_address=None
-            )
+            client: Any = distributed.Client(processes=True, threads_per_worker=1, dashboard_address=None)
         else:
-            client = distributed.Client(address, timeout=PATIENCE)  # type: ignore[no-untyped-call]
+            client = distributed.Client(address, timeout=PATIENCE)
         client.wait_for_workers(1, timeout=PATIENCE)
     except (OSError, TimeoutError, ValueError) as error:
         detail = " ".join(str(error).split())
