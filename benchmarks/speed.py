@@ -11,6 +11,8 @@ bisection / search     bisecting on k with scikit-learn refits (fastest solver, 
                        higher is better
 published / estimate   a transcription of the published algorithm over the estimate pass; higher is better
 T doubled, N doubled   time over half the predictions, over half the rows
+k_lower / k            median of the certified bound over the verified size, also from the rows' own inner products;
+                       higher is better
 peak / matrix          peak memory above the start over the bytes of the design matrix and the factor
 """
 
@@ -38,6 +40,9 @@ from mlflow_relabel_audit import Auditor
 from mlflow_relabel_audit.flips.order import block_width, estimate
 from mlflow_relabel_audit.flips.search import VerifiedSearch
 from mlflow_relabel_audit.rows import Rows
+
+CERTIFIED = 100
+"""Predictions whose certificate is measured."""
 
 
 def clock(work: Callable[[], Any], repeats: int) -> float:
@@ -79,7 +84,7 @@ def measure(data: Set, tests: int, quick: bool) -> dict[str, Any]:
     auditor = Auditor(data.fit(), data.X, data.y, threshold=data.threshold)
     fitted, rows = auditor.fitted, auditor.rows
     evaluation = auditor.evaluation_rows(X_test)
-    width = min(block_width(rows.n), tests)
+    width = min(block_width(rows), tests)
 
     def estimates() -> list[Any]:
         return list(estimate(rows, fitted.point, fitted.effect, evaluation, fitted.problem.cut))
@@ -136,6 +141,12 @@ def measure(data: Set, tests: int, quick: bool) -> dict[str, Any]:
         result["bisection / search"] = float(np.median(seconds)) / (search_seconds / tests)
     if not sp.issparse(data.X) and rows.n <= 12_000:
         result["published / estimate"] = published_seconds(data, X_test) / (estimate_seconds / tests)
+    certified = X_test[: min(tests, CERTIFIED)]
+    for name, certify in (("k_lower / k", True), ("k_lower / k, Gram", "gram")):
+        if name == "k_lower / k" or rows.n <= 12_000:
+            bounds = auditor.robustness(certified, certify=certify).predictions.query("status == 'verified'")
+            result[name] = float((bounds["k_lower"] / bounds["k"]).median())
+            result["k_lower above k"] = result.get("k_lower above k", 0) + int((bounds["k_lower"] > bounds["k"]).sum())
     half = auditor.evaluation_rows(X_test[: tests // 2])
     began = time.perf_counter()
     for block in estimate(rows, fitted.point, fitted.effect, half, fitted.problem.cut):

@@ -6,13 +6,12 @@ refused before anything is written.
 
 from __future__ import annotations
 
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
@@ -30,12 +29,12 @@ from mlflow_relabel_audit.stages import (
     robustness_stage,
     summary_stage,
     trace_noise,
+    weigh_correction,
 )
-from mlflow_relabel_audit.tracking import (
-    Columns,
-    Metric,
-    Store,
-)
+from mlflow_relabel_audit.tracking import DataKeywords, DataOptions, Metric, Store
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Progress = Callable[[int, int, str], None]
 
@@ -98,12 +97,6 @@ def audit(
     model_uri: str | None = None,
     *,
     model_name: str | None = None,
-    train_data: str | None = None,
-    target: str | None = None,
-    eval_data: str | None = None,
-    id_column: str | None = None,
-    weight_column: str | None = None,
-    groups: Sequence[str] = (),
     threshold: float | None = None,
     noise_curve: bool = False,
     max_predictions: int | None = None,
@@ -114,6 +107,9 @@ def audit(
     log: bool = True,
     tracking_uri: str | None = None,
     progress: Progress | None = None,
+    memory_limit: int | str | None = None,
+    dask: str | None = None,
+    **data: Unpack[DataKeywords],
 ) -> AuditResult:
     """Audit a logged model: how many training labels, and which, each of its predictions rests on.
 
@@ -124,13 +120,6 @@ def audit(
         ``models:/m-ID``, ``runs:/ID/NAME``.
     model_name : str, optional
         Which model, where the run logged several.
-    train_data, eval_data : str, optional
-        Parquet or csv: a path or any URI that MLflow downloads. By default the rows stored with the run, or
-        those its dataset inputs point to; without evaluation rows a sample of the training rows is audited.
-    target, id_column, weight_column : str, optional
-        Columns of labels, of unique row names, of the weights given to fit.
-    groups : sequence of str
-        Columns of groups whose labels and errors to compare.
     threshold : float, optional
         Probability above which the second class is predicted; 0.5 by default.
     max_predictions : int, optional
@@ -142,13 +131,19 @@ def audit(
     include_rows : bool
         Let reports show the rows themselves.
     output_dir : path, optional
-        Also keep the artifacts in this directory, which must be new, empty, or hold an earlier audit.
+        Also keep the artifacts in this directory, which must be new, empty, or hold an earlier audit. Finished
+        predictions are kept beside it until all are done: an audit that was interrupted goes on there.
     log : bool
         Write to the run.
     tracking_uri : str, optional
         By default MLflow's own.
     progress : callable, optional
         ``progress(done, total, stage)``.
+    memory_limit, dask : optional
+        Where training rows are kept and worked on, see `Auditor`; Parquet files are then read a part at a time.
+    **data
+        ``train_data``, ``target``, ``eval_data``, ``id_column``, ``weight_column``, ``groups``: where the rows are,
+        see `tracking.DataOptions`.
 
     Raises
     ------
@@ -158,11 +153,11 @@ def audit(
         A server or file system failed; what was stored before is still there.
     """
     began = time.monotonic()
-    columns = Columns(target, id_column, weight_column, tuple(groups))
+    options = DataOptions(**data)
     with _workspace(output_dir) as (folder, target_dir):
         store = Store.connect(tracking_uri)
         resolved = tracking.resolve(store, run_id=run_id, model_uri=model_uri, model_name=model_name)
-        subject = tracking.prepare(store, resolved, columns, folder, train_data, eval_data, threshold, target_dir)
+        subject = tracking.prepare(store, resolved, options, folder, threshold, target_dir, memory_limit, dask)
         subject = subject.sampled(max_predictions)
         claim, refused = None, None
         if log:
@@ -176,15 +171,17 @@ def audit(
                     search=search,
                     row_ids=subject.evaluation.row_ids,
                     progress=progress,
+                    checkpoint=None if target_dir is None else tracking.unfinished(target_dir),
                 )
                 noise = find_noise(subject, robust)
+                buys = weigh_correction(subject, noise)
                 curve = trace_noise(subject, progress) if noise_curve else None
-                bias = find_bias(subject, robust) if groups else None
+                bias = find_bias(subject, robust) if options.groups else None
             files = folder / "files"
             context = report_context(subject, include_rows, (*([refused] if refused else []), *caught))
             outputs = [
                 *robustness_stage(robust, context, files),
-                *noise_stage(noise, curve, context, files),
+                *noise_stage(noise, curve, buys, context, files),
             ]
             if bias is not None:
                 outputs += bias_stage(bias, context, files)
@@ -223,17 +220,13 @@ def contest(
     *,
     row: Any,
     model_name: str | None = None,
-    train_data: str | None = None,
-    target: str | None = None,
-    eval_data: str | None = None,
-    id_column: str | None = None,
-    weight_column: str | None = None,
     threshold: float | None = None,
     removal: bool = True,
     include_rows: bool = False,
     output_dir: str | Path | None = None,
     log: bool = True,
     tracking_uri: str | None = None,
+    **data: Unpack[DataKeywords],
 ) -> ContestOutcome:
     """Lay out one decision of a logged model: the labels it rests on, and what changing each moves.
 
@@ -246,11 +239,11 @@ def contest(
 
     The others are those of `audit`, and so are the errors.
     """
-    columns = Columns(target, id_column, weight_column)
+    options = DataOptions(**data)
     with _workspace(output_dir, whole=False) as (folder, target_dir):
         store = Store.connect(tracking_uri)
         resolved = tracking.resolve(store, run_id=run_id, model_uri=model_uri, model_name=model_name)
-        subject = tracking.prepare(store, resolved, columns, folder, train_data, eval_data, threshold, target_dir)
+        subject = tracking.prepare(store, resolved, options, folder, threshold, target_dir)
         subject = replace(subject, evaluation=subject.evaluation.row(row))
         rows = subject.evaluation
         with tracking.caught_warnings() as caught:
@@ -289,5 +282,5 @@ def _workspace(output_dir: str | Path | None, *, whole: bool = True) -> Iterator
     target = None if output_dir is None else Path(output_dir)
     if target is not None:
         target = tracking.check_directory(target) if whole else target.expanduser().absolute()
-    with tracking.quiet(), tempfile.TemporaryDirectory(prefix="relabel-audit-") as folder:
-        yield Path(folder), target
+    with tracking.workspace() as folder:
+        yield folder, target

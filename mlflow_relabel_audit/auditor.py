@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import hashlib
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from mlflow_relabel_audit import __version__, inputs
+from mlflow_relabel_audit import inputs
 from mlflow_relabel_audit.analyses.bias import BiasResult, bias_audit
+from mlflow_relabel_audit.analyses.checkpoint import Checkpoint
 from mlflow_relabel_audit.analyses.contest import ContestResult, contest
+from mlflow_relabel_audit.analyses.correction import Correction, correction, not_measured
 from mlflow_relabel_audit.analyses.noise import NoiseResult, noise_audit
 from mlflow_relabel_audit.analyses.robustness import (
     Fitted,
@@ -23,15 +25,9 @@ from mlflow_relabel_audit.analyses.robustness import (
     Search,
     robustness,
 )
-from mlflow_relabel_audit.curvature import (
-    Curvature,
-    Stationarity,
-    StationaryPoint,
-    find_stationary_point,
-    load_hessian,
-    save_hessian,
-)
-from mlflow_relabel_audit.errors import StaleCurvatureError
+from mlflow_relabel_audit.curvature import Curvature, Stationarity, save_hessian
+from mlflow_relabel_audit.curvature.reuse import Stored, fingerprint, stationary_point
+from mlflow_relabel_audit.errors import RequestError
 from mlflow_relabel_audit.flips.certificate import Certificate
 from mlflow_relabel_audit.flips.rankings import Ranking, direction_norms, rank
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect
@@ -39,8 +35,6 @@ from mlflow_relabel_audit.flips.removal import removal_frame, removal_sets
 from mlflow_relabel_audit.flips.search import FlipSet
 from mlflow_relabel_audit.problem import FloatArray, read_problem, supervised_steps, unwrap
 from mlflow_relabel_audit.rows import Rows
-
-Hessian = Path | Callable[[str], Path | None]
 
 
 class Auditor:
@@ -50,7 +44,7 @@ class Auditor:
     ----------
     estimator : LogisticRegression, LogisticRegressionCV or Pipeline
         fitted; l2 penalty (any solver) or none with full rank; a Pipeline has to end in one of the two.
-    X_train : array, frame, series or CSR matrix of n rows
+    X_train : array, frame, series or CSR matrix of n rows, or a ParquetSource
         what the estimator's fit took.
     y_train : array-like of shape (n,)
         the labels it was fitted on, as they were given to fit.
@@ -65,6 +59,12 @@ class Auditor:
     hessian : Path, or callable from a fingerprint to a Path or None, optional
         a folder with ``hessian.npz`` and ``hessian.json`` of an earlier audit of the same model and data; used
         where its fingerprint fits, else computed again (with a warning).
+    memory_limit : int or str, optional
+        bytes, or a size like ``"1GiB"``, that training rows may occupy at once: they are then transformed part by
+        part, kept in a private scratch folder and read back block by block. Results are the same.
+    dask : str or distributed.Client, optional
+        ``"tcp://host:port"`` of a scheduler, or ``"local"``: its workers then read, transform and keep the training
+        rows, and every pass over them runs there. Results are the same. Needs the extra ``dask``.
 
     Raises
     ------
@@ -100,7 +100,9 @@ class Auditor:
         row_ids: Any = None,
         *,
         curvature: str | None = None,
-        hessian: Hessian | None = None,
+        hessian: Stored | None = None,
+        memory_limit: int | str | None = None,
+        dask: Any = None,
     ) -> None:
         self.problem = read_problem(estimator, threshold=threshold)
         _, self._transformer = unwrap(estimator)
@@ -111,10 +113,27 @@ class Auditor:
                 UserWarning,
                 stacklevel=2,
             )
-        self.rows = inputs.training_rows(self.problem, self._transformer, X_train, y_train, sample_weight)
+        limit = None if memory_limit is None else inputs.byte_size(memory_limit)
+        self.rows = inputs.training_rows(self.problem, self._transformer, X_train, y_train, sample_weight, limit, dask)
         self.row_ids = inputs.row_ids(row_ids, self.rows.n, "training rows")
-        self.hessian_cached = False
-        self.point = self._stationary_point(curvature, hessian)
+        self.point, self.hessian_cached = stationary_point(self.problem, self.rows, hessian, curvature)
+
+    @classmethod
+    def from_parquet(cls, estimator: Any, path: str | Path, target: str, **options: Any) -> Auditor:
+        """Audit a model on training rows in a Parquet file, or in a folder of them.
+
+        Parameters
+        ----------
+        estimator, path, target
+            the model, a file or folder (or any address pyarrow reads), and the column of its labels.
+        features, text, weight_column, id_column : optional
+            other columns, see `inputs.parquet_rows`.
+        options
+            of the constructor, ``memory_limit`` and ``dask`` among them.
+        """
+        named = {name: options.pop(name, None) for name in ("features", "text", "weight_column", "id_column")}
+        X, y, weight, ids = inputs.parquet_rows(estimator, path, target, **named)
+        return cls(estimator, X, y, sample_weight=weight, row_ids=ids, **options)
 
     # -- what was fitted -------------------------------------------------------------------------------------
 
@@ -131,16 +150,7 @@ class Auditor:
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the model's coefficients and objective, the training rows, and the package version."""
-        digest = hashlib.sha256(f"mlflow-relabel-audit {__version__}".encode())
-        problem, rows = self.problem, self.rows
-        digest.update(repr((problem.classes, problem.class_weight, rows.intercept, rows.n, rows.p)).encode())
-        parts = [problem.theta, problem.penalty, rows.y, rows.base_weight]
-        features = rows.features
-        parts += [features.data, features.indices, features.indptr] if rows.sparse else [features]
-        for part in parts:
-            digest.update(str(part.dtype).encode())
-            digest.update(np.ascontiguousarray(part).data)
-        return digest.hexdigest()
+        return fingerprint(self.problem, self.rows)
 
     def save_hessian(self, directory: Path) -> list[Path]:
         """Write ``hessian.npz`` and ``hessian.json`` into an existing folder; returns their paths."""
@@ -155,18 +165,18 @@ class Auditor:
 
     @functools.cached_property
     def certified(self) -> Fitted:
-        """`fitted`, with the certificate prepared."""
-        fitted = self.fitted
-        certificate = Certificate.prepare(self.problem, self.rows, self.point, row_norms=fitted.row_norms)
-        return Fitted(
-            fitted.problem,
-            fitted.rows,
-            fitted.point,
-            fitted.effect,
-            fitted.row_norms,
-            fitted.train_ids,
-            certificate,
-        )
+        """`fitted`, with the certificate prepared: from the rows' own inner products where there are few."""
+        return self._certified(None)
+
+    @functools.cached_property
+    def certified_by_gram(self) -> Fitted:
+        """`fitted`, with the tighter certificate that sums the rows' own inner products, in time n^2 p, once."""
+        return self._certified(True)
+
+    def _certified(self, gram: bool | None) -> Fitted:
+        norms = self.fitted.row_norms
+        certificate = Certificate.prepare(self.problem, self.rows, self.point, row_norms=norms, gram=gram)
+        return dataclasses.replace(self.fitted, certificate=certificate)
 
     # -- the analyses ----------------------------------------------------------------------------------------
 
@@ -176,10 +186,11 @@ class Auditor:
         y_eval: Any = None,
         verify: bool = True,
         search: Search = "prefix",
-        certify: bool = True,
+        certify: bool | Literal["gram"] = True,
         row_ids: Any = None,
         progress: Progress | None = None,
         deadline: Callable[[], bool] | None = None,
+        checkpoint: Path | None = None,
     ) -> RobustnessResult:
         """Find the smallest set of training labels that flips each prediction.
 
@@ -193,14 +204,18 @@ class Auditor:
             prove by refits that k labels flip the prediction and k - 1 of the same order do not.
         search : {"prefix", "adaptive"}
             ``"adaptive"`` tries to shrink each set by ranking again at its refit; never larger.
-        certify : bool
-            bound k from below (``k_lower``).
+        certify : bool or "gram"
+            bound k from below (``k_lower``); ``"gram"`` spends n^2 p once to bound it more tightly, which is done
+            anyway up to 4,000 rows.
         row_ids : sequence of length T, optional
             positions by default.
         progress : callable, optional
             ``progress(done, total, stage)``.
         deadline : callable, optional
             returns True once the time allowed is over.
+        checkpoint : Path, optional
+            a folder for finished predictions: after an interruption the same call goes on where it stopped. It is
+            removed once all are done.
 
         Returns
         -------
@@ -208,16 +223,30 @@ class Auditor:
         """
         evaluation = self.evaluation_rows(X_eval)
         labels = None if y_eval is None else inputs.evaluation_labels(self.problem, y_eval, evaluation.n)
-        return robustness(
-            self.certified if certify else self.fitted,
+        if certify not in (True, False, "gram"):
+            raise RequestError(f"certify: got {certify!r}; pass True, False or 'gram'")
+        certified = self.certified_by_gram if certify == "gram" else self.certified if certify else self.fitted
+        ids = inputs.row_ids(row_ids, evaluation.n, "evaluation rows")
+        asked = (verify, search, certify, ids, labels)
+        kept = None if checkpoint is None else Checkpoint(checkpoint, self._question(evaluation, *asked))
+        found = robustness(
+            certified,
             evaluation,
             labels,
-            row_ids=inputs.row_ids(row_ids, evaluation.n, "evaluation rows"),
+            row_ids=ids,
             verify=verify,
             search=search,
             progress=progress,
             deadline=deadline,
+            checkpoint=kept,
         )
+        if kept is not None and not found.stopped:
+            kept.drop()
+        return found
+
+    def _question(self, evaluation: Rows, *asked: Any) -> tuple[Any, ...]:
+        """All that the predictions of evaluation rows depend on."""
+        return (self.fingerprint, self.problem.threshold, self.row_ids, evaluation.digests(), *asked)
 
     def contest(self, x: Any, removal: bool = True, *, row_id: Any = 0, label: Any = None) -> ContestResult:
         """Lay out one decision: the labels it rests on, what each moves, and removal beside relabelling.
@@ -321,6 +350,21 @@ class Auditor:
             self.problem, self.rows, self.point, features, labels, row_ids=self.row_ids, flip_counts=counts
         )
 
+    def correction(self, noise: NoiseResult, X_eval: Any, y_eval: Any) -> Correction:
+        """What relabelling the suspects buys, beside dropping them and beside doing nothing.
+
+        Parameters
+        ----------
+        noise : NoiseResult
+            of `noise`, of this model.
+        X_eval, y_eval : evaluation rows whose labels are taken to be right
+            how many suspects to treat is chosen on one half of them and reported on the other.
+        """
+        if noise.fold_out is None:
+            return not_measured("What correcting suspects buys is not measured: no label was scored.")
+        features, labels = self.evaluation_rows(X_eval).features, self.problem.encode(y_eval)
+        return correction(self.problem, self.rows, self.point, noise.fold_out, features, labels)
+
     def bias(
         self,
         groups_train: Any,
@@ -369,17 +413,3 @@ class Auditor:
     def evaluation_rows(self, X: Any) -> Rows:
         """Rows to predict, through the transformer steps; labels unknown."""
         return inputs.evaluation_rows(self.problem, self._transformer, X)
-
-    def _stationary_point(self, kind: str | None, hessian: Hessian | None) -> StationaryPoint:
-        folder = hessian(self.fingerprint) if callable(hessian) else hessian
-        if folder is not None:
-            try:
-                stored = load_hessian(Path(folder), self.fingerprint, self.problem, self.rows)
-            except StaleCurvatureError as error:
-                warnings.warn(str(error), UserWarning, stacklevel=3)
-            else:
-                if stored is not None:
-                    point = find_stationary_point(self.problem, self.rows, start=stored[0], curvature=stored[1])
-                    self.hessian_cached = point.curvature is stored[1]
-                    return point
-        return find_stationary_point(self.problem, self.rows, kind=kind)

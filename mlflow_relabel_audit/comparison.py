@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 import uuid
 from collections import Counter
 from collections.abc import Sequence
@@ -110,16 +109,16 @@ def compare_runs(
     if twice := [run_id for run_id, count in Counter(ids).items() if count > 1]:
         raise RequestError(f"compare: run {twice[0]} is named twice; pass different runs")
     target = None if output_dir is None else Path(output_dir).expanduser().absolute()
-    with tracking.quiet(), tempfile.TemporaryDirectory(prefix="relabel-audit-") as folder:
+    with tracking.workspace() as folder:
         store = Store.connect(tracking_uri)
-        audits = _named([read_audit(store, run_id, Path(folder) / str(at)) for at, run_id in enumerate(ids)])
+        audits = _named([read_audit(store, run_id, folder / str(at)) for at, run_id in enumerate(ids)])
         result = compare({each.name: (each.predictions, each.summary["metrics"]) for each in audits})
         messages = _doubts(audits)
         first = audits[0].resolved
         page = reports.render_compare(result, _context(store, audits, len(result.shared), messages))
         # The others' ids name the page, so that comparing again replaces it.
         path = f"compare/{tracking.file_name('-'.join(run_id[:12] for run_id in ids[1:]))}.html"
-        artifact = tracking.text_file(Path(folder), path, page)
+        artifact = tracking.text_file(folder, path, page)
         logged = False
         if target is not None:
             tracking.add_file(tracking.Artifact(_PAGE, artifact.file), target)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 import numpy as np
@@ -25,15 +24,16 @@ from sklearn.pipeline import Pipeline
 from mlflow_relabel_audit import __version__, tracking
 from mlflow_relabel_audit.auditor import Auditor
 from mlflow_relabel_audit.errors import RequestError, StoreError
-from mlflow_relabel_audit.tracking import FOLDER, Columns, ResolvedModel, Store, TableRows
+from mlflow_relabel_audit.review import corrected_labels, matched, read_changes, read_review
+from mlflow_relabel_audit.tracking import FOLDER, DataKeywords, DataOptions, ResolvedModel, Store, TableRows
 from mlflow_relabel_audit.tracking.store import failures
-from mlflow_relabel_audit.tracking.tables import read_table, some
+from mlflow_relabel_audit.tracking.tables import read_table
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 CHANGES = "relabelled.csv"
 """Artifact of the child run under ``relabel_audit/``: train_id, label, new_label of each change."""
-
-_YES = {"yes", "y", "true", "t", "1", "x"}
-_NO = {"no", "n", "false", "f", "0", ""}
 
 
 @dataclass(frozen=True)
@@ -82,14 +82,10 @@ def relabel(
     *,
     suspects: str,
     model_name: str | None = None,
-    train_data: str | None = None,
-    target: str | None = None,
-    eval_data: str | None = None,
-    id_column: str | None = None,
-    weight_column: str | None = None,
     output_data: str | Path | None = None,
     log: bool = True,
     tracking_uri: str | None = None,
+    **data: Unpack[DataKeywords],
 ) -> CorrectedModel:
     """Apply reviewed labels, fit the same pipeline on them, and log it as a child run.
 
@@ -115,11 +111,11 @@ def relabel(
     StoreError
         A server or file system failed.
     """
-    columns = Columns(target, id_column, weight_column)
-    if output_data is not None and (train_data is None or target is None):
+    rows = DataOptions(**data)
+    if output_data is not None and (rows.train_data is None or rows.target is None):
         raise RequestError("output data: needs the table it corrects; pass --train-data FILE --target COLUMN too")
-    with tracking.quiet(), tempfile.TemporaryDirectory(prefix="relabel-audit-") as temporary:
-        folders = {name: Path(temporary) / name for name in ("model", "rows", "earlier", "reviewed", "files")}
+    with tracking.workspace() as temporary:
+        folders = {name: temporary / name for name in ("model", "rows", "earlier", "reviewed", "files")}
         for folder in folders.values():
             folder.mkdir()
         store = Store.connect(tracking_uri)
@@ -130,12 +126,12 @@ def relabel(
                 "child to; compare only, with --no-log"
             )
         model = tracking.load_model(store, resolved, folders["model"])
-        training = tracking.read_training(store, resolved, model, columns, folders["rows"], train_data)
+        training = tracking.read_training(store, resolved, model, rows.columns, folders["rows"], rows.train_data)
         evaluation, on_training = tracking.read_evaluation(
-            store, resolved, model, columns, folders["rows"], training, eval_data
+            store, resolved, model, rows.columns, folders["rows"], training, rows.eval_data
         )
         said = [*training.messages, *evaluation.messages]
-        reviewed = _read_review(store, suspects, folders["reviewed"])
+        reviewed = read_review(store, suspects, folders["reviewed"])
         changes = read_changes(reviewed, training, model.estimator.classes_, said)
         with tracking.caught_warnings() as caught:
             # Proves that the rows are the model's: else the labels would be given to other rows.
@@ -158,7 +154,7 @@ def relabel(
             metrics |= {f"{name}_before": value for name, value in before.items()}
             child, uri = _log(store, resolved, estimator, description, requirements, metrics, listed)
         if output_data is not None:
-            _write_table(store, str(train_data), str(target), labels, folders["rows"], Path(output_data))
+            _write_table(store, str(rows.train_data), str(rows.target), labels, folders["rows"], Path(output_data))
         return CorrectedModel(
             run_id=resolved.run_id,
             child_run_id=child,
@@ -173,133 +169,6 @@ def relabel(
             n_eval=0 if measured is None else len(measured),
             messages=tuple(dict.fromkeys(said)),
         )
-
-
-# -- what was decided ----------------------------------------------------------------------------------------
-
-
-def _read_review(store: Store, suspects: str, folder: Path) -> pd.DataFrame:
-    reviewed = read_table(store, suspects, folder, "suspects")
-    file = Path(suspects).expanduser()
-    if "train_id" in reviewed and file.is_file() and ".csv" in file.suffixes:
-        # As text: the id 007 of a parquet table is not the number 7.
-        reviewed["train_id"] = pd.read_csv(file, usecols=["train_id"], dtype=str)["train_id"]
-    return reviewed
-
-
-def read_changes(reviewed: pd.DataFrame, training: TableRows, classes: Any, messages: list[str]) -> pd.DataFrame:
-    """The rows whose label a review changes: position, train_id, label, new_label.
-
-    Raises
-    ------
-    RequestError
-        Columns, ids or labels that do not fit the training rows, or no change at all.
-    """
-    column = next((name for name in ("new_label", "suggested_label") if name in reviewed), None)
-    if "train_id" not in reviewed or column is None:
-        raise RequestError(
-            f"suspects: need train_id and new_label (or suggested_label), got {some(reviewed.columns)}; "
-            "review a copy of the audit's suspects.csv"
-        )
-    ids = reviewed["train_id"]
-    if ids.duplicated().any():
-        twice = ids[ids.duplicated()].unique().tolist()
-        raise RequestError(f"suspects: train ids occur twice ({some(twice, 5)}); decide each row once")
-    positions = _matched(ids, training.row_ids)
-    if unknown := [value for value, at in zip(ids, positions, strict=True) if at < 0]:
-        raise RequestError(
-            f"suspects: {len(unknown)} of {len(ids)} train ids are not among the training rows ({some(unknown, 5)}); "
-            f"those are named {some(training.row_ids, 3)}; pass the --id-column the audit had"
-        )
-    old = np.asarray(training.y)[positions]
-    if "label" in reviewed:
-        known = np.asarray(classes)[_labels(reviewed["label"], classes, "label")]
-        if (wrong := np.flatnonzero(known != old)).size:
-            at = int(wrong[0])
-            raise RequestError(
-                f"suspects: {wrong.size} rows have another label than the training rows (train id {ids.iloc[at]}: "
-                f"{known[at]} against {old[at]}); this is a review of other data or other row ids"
-            )
-    given = reviewed[column].notna().to_numpy() & _approved(reviewed)
-    given &= reviewed[column].astype(str).str.strip().ne("").to_numpy()
-    reviewed, positions, old = reviewed[given], positions[given], old[given]
-    new = np.asarray(classes)[_labels(reviewed[column], classes, column)]
-    differs = new != old
-    if not differs.any():
-        raise RequestError(
-            f"suspects: none of the {len(ids)} rows changes a label; fill {column}, and where there is a column "
-            "reviewed put yes in it"
-        )
-    if column == "suggested_label" and not {"reviewed", "keep"} & set(reviewed.columns):
-        messages.append(
-            "the suspects have no column new_label, reviewed or keep: every suggested label was taken as it stands"
-        )
-    return pd.DataFrame(
-        {
-            "position": positions[differs],
-            "train_id": np.asarray(training.row_ids)[positions[differs]],
-            "label": old[differs],
-            "new_label": new[differs],
-        }
-    )
-
-
-def corrected_labels(training: TableRows, changes: pd.DataFrame) -> Any:
-    """All training labels with the changes applied, shape (n,).
-
-    Raises
-    ------
-    RequestError
-        One class would be left without rows.
-    """
-    labels = np.array(training.y, copy=True)
-    labels[changes["position"].to_numpy()] = changes["new_label"].to_numpy()
-    if len(pd.unique(labels)) < 2:
-        raise RequestError(
-            f"suspects: after the {len(changes)} changes every row is {labels[0]}; two classes are needed, review them"
-        )
-    return labels
-
-
-def _approved(reviewed: pd.DataFrame) -> Any:
-    """Rows whose new label the reviewer lets through, bool."""
-    approved = np.ones(len(reviewed), dtype=bool)
-    for name, wanted in (("reviewed", True), ("keep", False)):
-        if name not in reviewed:
-            continue
-        words = reviewed[name].astype(object).where(reviewed[name].notna(), "").map(_word)
-        if odd := sorted(set(words) - _YES - _NO):
-            raise RequestError(f"suspects: column {name} holds {some(odd, 5)}; write yes or no")
-        approved &= words.isin(_YES).to_numpy() == wanted
-    return approved
-
-
-def _word(value: object) -> str:
-    """A cell as csv readers vary it: 1, 1.0, True, ' Yes '."""
-    return str(value).strip().lower().removesuffix(".0")
-
-
-def _labels(values: pd.Series, classes: Any, column: str) -> Any:
-    """Index into ``classes`` of each label."""
-    at = _matched(values, classes)
-    if (at < 0).any():
-        unknown = pd.unique(values[at < 0]).tolist()
-        raise RequestError(
-            f"suspects: {column} holds {some(unknown, 5)}; the model's classes are {some(classes)}, use those"
-        )
-    return at
-
-
-def _matched(values: pd.Series, known: Any) -> Any:
-    """Position of each value in ``known``, by value, else by text (csv turns '7' into 7 or 7.0); -1 for none."""
-    exact = {value: at for at, value in enumerate(known)}
-    by_text = {str(value): at for at, value in enumerate(known)}
-
-    def find(value: Any) -> int:
-        found = exact.get(value, by_text.get(str(value).strip()))
-        return by_text.get(str(value).strip().removesuffix(".0"), -1) if found is None else found
-
-    return np.array([find(value) for value in values], dtype=np.int64)
 
 
 # -- the model -----------------------------------------------------------------------------------------------
@@ -336,7 +205,7 @@ def _compare(
 def _measure(estimator: Any, rows: TableRows) -> tuple[dict[str, float], Any]:
     truth = np.asarray(rows.y)
     probability = np.asarray(estimator.predict_proba(rows.X), dtype=np.float64)
-    of_truth = probability[np.arange(len(truth)), _matched(pd.Series(truth), estimator.classes_)]
+    of_truth = probability[np.arange(len(truth)), matched(pd.Series(truth), estimator.classes_)]
     loss = -np.log(np.clip(of_truth, np.finfo(np.float64).tiny, 1.0))
     accuracy = float(np.mean(np.asarray(estimator.predict(rows.X)) == truth))
     return {"accuracy": accuracy, "log_loss": float(loss.mean())}, loss

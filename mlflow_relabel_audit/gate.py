@@ -10,16 +10,27 @@ import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlflow_relabel_audit import tracking
-from mlflow_relabel_audit.audit import Progress, audit
+from mlflow_relabel_audit.audit import AuditResult, Progress, audit
 from mlflow_relabel_audit.errors import GateFailedError, RequestError, StoreError
-from mlflow_relabel_audit.tracking import FOLDER, PermissionDeniedError, ResolvedModel, Store
+from mlflow_relabel_audit.tracking import (
+    FOLDER,
+    DataKeywords,
+    DataOptions,
+    PermissionDeniedError,
+    ResolvedModel,
+    Store,
+)
 from mlflow_relabel_audit.tracking.store import failures
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 VERDICT, REASON = f"{FOLDER}.verdict", f"{FOLDER}.verdict_reason"
 """Tags of the model version: ``pass`` or ``fail``, and the rules with the figures they met."""
@@ -134,16 +145,11 @@ def gate(
     policy: str | Path | None = None,
     again: bool = False,
     tag: bool = True,
-    train_data: str | None = None,
-    target: str | None = None,
-    eval_data: str | None = None,
-    id_column: str | None = None,
-    weight_column: str | None = None,
-    groups: Sequence[str] = (),
     threshold: float | None = None,
     max_predictions: int | None = None,
     tracking_uri: str | None = None,
     progress: Progress | None = None,
+    **data: Unpack[DataKeywords],
 ) -> GateResult:
     """Judge a registered model version by its audit; audit it first where that has not been done.
 
@@ -179,6 +185,7 @@ def gate(
     StoreError
         A server or file system failed.
     """
+    rows = DataOptions(**data)
     rules = (*map(read_rule, require), *(() if policy is None else read_policy(policy)))
     if not rules:
         raise RequestError("gate: got no rule; give one with --require 'k_median >= 20' or --policy FILE")
@@ -198,19 +205,15 @@ def gate(
         if stored is not None:
             metrics, messages = stored
         else:
-            options = {
-                "train_data": train_data,
-                "target": target,
-                "eval_data": eval_data,
-                "id_column": id_column,
-                "weight_column": weight_column,
-                "groups": groups,
-                "threshold": threshold,
-                "max_predictions": max_predictions,
-                "tracking_uri": tracking_uri,
-                "progress": progress,
-            }
-            metrics, messages = _audited(resolved, options)
+            request = partial(
+                audit,
+                threshold=threshold,
+                max_predictions=max_predictions,
+                tracking_uri=tracking_uri,
+                progress=progress,
+                **data,
+            )
+            metrics, messages = _audited(resolved, request, rows_named=rows.train_data is not None)
         checks = tuple(rule.check(metrics) for rule in rules)
         result = GateResult(
             name=resolved.registered_name,
@@ -302,13 +305,15 @@ def _stored(
     return dict(summary["metrics"]), tuple(summary["messages"])
 
 
-def _audited(resolved: ResolvedModel, options: Mapping[str, Any]) -> tuple[dict[str, float], tuple[str, ...]]:
+def _audited(
+    resolved: ResolvedModel, request: Callable[..., AuditResult], *, rows_named: bool
+) -> tuple[dict[str, float], tuple[str, ...]]:
     # By version: whoever moves the alias meanwhile does not change which model is judged.
     uri = f"models:/{resolved.registered_name}/{resolved.version}"
     try:
-        result = audit(model_uri=uri, log=resolved.run_id is not None, **options)
+        result = request(model_uri=uri, log=resolved.run_id is not None)
     except RequestError as error:
-        if options["train_data"] is None:
+        if not rows_named:
             raise type(error)(
                 f"{uri} has no stored audit of this model and threshold to judge it by; {error}"
             ) from error

@@ -2,31 +2,67 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+import sklearn
 
-from mlflow_relabel_audit.errors import RequestError
+from mlflow_relabel_audit.errors import RequestError, UnsupportedModelError
 from mlflow_relabel_audit.problem import FloatArray, Problem, as_matrix
-from mlflow_relabel_audit.rows import Rows
+from mlflow_relabel_audit.rows import ClusterStore, MemoryStore, ParquetSource, Rows, Spool
+
+CHUNK_ROWS = 2**16
+"""Most rows that are transformed at once where they are not kept in memory."""
+
+_BALANCES_COUNTS = tuple(map(int, sklearn.__version__.split(".")[:2])) < (1, 7)
 
 
-def training_rows(problem: Problem, transformer: Any, X: Any, y: Any, sample_weight: Any) -> Rows:
+def training_rows(
+    problem: Problem,
+    transformer: Any,
+    X: Any,
+    y: Any,
+    sample_weight: Any,
+    memory_limit: int | None = None,
+    dask: Any = None,
+) -> Rows:
     """Training rows through the transformer steps, with their labels and weights.
+
+    With a memory limit they are transformed part by part and kept on disk; with Dask, by its workers and there.
 
     Raises
     ------
     RequestError
         Rows, labels and weights do not fit one another or the model, or the labels are of one class.
+    UnsupportedModelError
+        Balanced class weights and sample weights under a scikit-learn before 1.7.
+    StoreError
+        The rows, or the scratch folder they are kept in, cannot be read or written.
     """
-    features = _transform(transformer, X)
     labels = problem.encode(y)
-    n = features.shape[0]
     expected = len(problem.theta) - int(problem.intercept)
-    if features.shape[1] != expected:
-        raise RequestError(f"training rows: got {features.shape[1]} features; the model has {expected} coefficients")
+    kept: Any
+    if dask is not None:
+        head = X.read(0, 2) if isinstance(X, ParquetSource) else next(chunks(X, 1, 1))[:2]
+        source = X if isinstance(X, ParquetSource) else indexable(X)
+        transform = partial(_transform, transformer)
+        kept = ClusterStore(dask, source, transform, transform(head), problem.intercept)
+    elif memory_limit is None:
+        kept = MemoryStore(_transform(transformer, whole(X)), problem.intercept)
+    else:
+        spool = Spool()
+        for chunk in chunks(X, memory_limit, expected):
+            features = _transform(transformer, chunk)
+            spool.add(features)
+        kept = spool.store(problem.intercept, memory_limit)
+    n, width = kept.shape
+    if width != expected:
+        raise RequestError(f"training rows: got {width} features; the model has {expected} coefficients")
     if len(labels) != n:
         raise RequestError(f"training rows: got {len(labels)} labels for {n} rows; pass one per row")
     if len(np.unique(labels)) < 2:
@@ -38,7 +74,88 @@ def training_rows(problem: Problem, transformer: Any, X: Any, y: Any, sample_wei
         raise RequestError(f"sample weights: got shape {weight.shape} for {n} rows; pass one per row")
     if not np.all(np.isfinite(weight)) or np.any(weight < 0) or not np.any(weight > 0):
         raise RequestError("sample weights: got negative, infinite, missing or only zero ones; pass those given to fit")
-    return Rows(features, labels, weight, intercept=problem.intercept)
+    if _BALANCES_COUNTS and problem.class_weight.balanced and np.ptp(weight) > 0:
+        raise UnsupportedModelError(
+            "model: class_weight='balanced' with sample weights: this scikit-learn balances the numbers of rows, 1.7 "
+            "and later their weights, which is what this audit knows; upgrade it and fit again, or pass class_weight "
+            "as numbers"
+        )
+    return Rows(kept, labels, weight, intercept=problem.intercept)
+
+
+def parquet_rows(
+    estimator: Any,
+    path: Any,
+    target: str,
+    *,
+    features: Sequence[str] | None = None,
+    text: str | None = None,
+    weight_column: str | None = None,
+    id_column: str | None = None,
+) -> tuple[ParquetSource, Any, Any, Any]:
+    """Rows of Parquet files as a source, their labels, weights and ids (None where no column is named).
+
+    Parameters
+    ----------
+    features : sequence of str, optional
+        columns that the model's fit took, in that order; by default its ``feature_names_in_``, else all that are
+        not named here.
+    text : str, optional
+        the one column of text, where the model's first step takes text.
+
+    Raises
+    ------
+    RequestError
+        A named column is missing.
+    StoreError
+        The files cannot be read, or have not all the same columns.
+    """
+    source = ParquetSource(path)
+    fitted = features or getattr(estimator, "feature_names_in_", None)
+    others = [name for name in source.columns if name not in (target, weight_column, id_column)]
+    names = others if fitted is None else [str(name) for name in fitted]
+    rows = source.select(names, array=fitted is None) if text is None else source.series(text)
+    beside = (None if name is None else source.series(name).frame().to_numpy() for name in (weight_column, id_column))
+    return rows, source.series(target).frame().to_numpy(), *beside
+
+
+def whole(X: Any) -> Any:
+    """Rows at once, also those of a source."""
+    return X.frame() if isinstance(X, ParquetSource) else X
+
+
+def chunks(X: Any, memory_limit: int, features: int) -> Iterator[Any]:
+    """Rows as the model's fit took them, so few at a time that their features take a sixteenth of the limit."""
+    length = max(256, min(CHUNK_ROWS, memory_limit // (16 * 8 * max(features, 1))))
+    if isinstance(X, ParquetSource):
+        yield from X.chunks(length)
+        return
+    X = indexable(X)
+    rows = X.iloc if isinstance(X, (pd.DataFrame, pd.Series)) else X
+    for start in range(0, X.shape[0], length):
+        yield rows[start : start + length]
+
+
+def indexable(X: Any) -> Any:
+    """Rows that can be cut: frames and series as they are, CSR, arrays."""
+    if isinstance(X, (pd.DataFrame, pd.Series)):
+        return X
+    return sp.csr_matrix(X) if sp.issparse(X) else np.asarray(X)
+
+
+def byte_size(size: int | str) -> int:
+    """Bytes of a size: a number, or text like ``"1GiB"``, ``"500 MB"``.
+
+    Raises
+    ------
+    RequestError
+        It is neither, or not positive.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", str(size), flags=re.IGNORECASE)
+    if found is None or float(found[1]) <= 0:
+        raise RequestError(f"memory limit: got {size!r}; pass bytes, or a size like 1GiB or 500MB")
+    unit = 1024 if found[3] else 1000
+    return int(float(found[1]) * unit ** " kmgt".index(found[2].lower() or " "))
 
 
 def evaluation_rows(problem: Problem, transformer: Any, X: Any) -> Rows:
@@ -52,7 +169,7 @@ def evaluation_rows(problem: Problem, transformer: Any, X: Any) -> Rows:
     expected = len(problem.theta) - int(problem.intercept)
     if np.shape(X)[:1] == (0,):  # transformers refuse a table without rows
         return Rows(np.zeros((0, expected)), np.zeros(0), np.zeros(0), intercept=problem.intercept)
-    features = _transform(transformer, X)
+    features = _transform(transformer, whole(X))
     if features.shape[1] != expected:
         raise RequestError(f"evaluation rows: got {features.shape[1]} features; the model takes {expected}")
     count = features.shape[0]
@@ -130,8 +247,7 @@ def only_row(rows: Rows) -> FloatArray:
     """
     if rows.n != 1:
         raise RequestError(f"contest: got {rows.n} rows; pass one")
-    taken = rows.take(np.arange(1))
-    return np.asarray(taken.toarray() if rows.sparse else taken)[0]
+    return rows.columns(np.arange(1))[:, 0]
 
 
 def group_frame(groups: Any, ids: Any, what: str) -> pd.DataFrame:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mlflow_relabel_audit import __version__, reports, tracking
 from mlflow_relabel_audit.analyses.bias import BiasResult
+from mlflow_relabel_audit.analyses.correction import Correction, not_measured
 from mlflow_relabel_audit.analyses.noise import NoiseResult
 from mlflow_relabel_audit.analyses.noise_curve import NoiseCurve
 from mlflow_relabel_audit.analyses.noise_curve import noise_curve as draw_noise_curve
@@ -65,6 +66,14 @@ def find_noise(subject: Subject, robust: RobustnessResult) -> NoiseResult:
     return subject.auditor.noise(rows.X, rows.y, flip_sets=robust.flip_sets)
 
 
+def weigh_correction(subject: Subject, noise: NoiseResult) -> Correction:
+    """Measure on evaluation rows what correcting the suspects changes."""
+    rows = subject.evaluation
+    if subject.on_training_rows or rows.y is None:
+        return not_measured("What correcting suspects buys is not measured: it needs labelled evaluation rows.")
+    return subject.auditor.correction(noise, rows.X, rows.y)
+
+
 def trace_noise(subject: Subject, progress: Progress | None) -> NoiseCurve:
     """Follow k and accuracy while label noise is injected."""
     auditor, rows = subject.auditor, subject.evaluation
@@ -98,11 +107,13 @@ def robustness_stage(result: RobustnessResult, context: ReportContext, folder: P
 
 
 def noise_stage(
-    result: NoiseResult, curve: NoiseCurve | None, context: ReportContext, folder: Path
+    result: NoiseResult, curve: NoiseCurve | None, correction: Correction | None, context: ReportContext, folder: Path
 ) -> Iterator[Output]:
     """Yield the page, suspects and figures of the noise audit."""
-    yield tracking.text_file(folder, "suspects.csv", result.suspects.to_csv(index=False))
-    yield tracking.text_file(folder, "noise.html", reports.render_noise(result, context, curve))
+    yield tracking.text_file(folder, "suspects.csv", reports.suspects_for_review(result, context).to_csv(index=False))
+    if curve is not None:
+        yield tracking.text_file(folder, "noise_curve.csv", curve.table.to_csv(index=False))
+    yield tracking.text_file(folder, "noise.html", reports.render_noise(result, context, curve, correction))
     yield from (Metric(name, value) for name, value in result.summary.items())
 
 

@@ -30,7 +30,7 @@ def free_port() -> int:
 
 @dataclass
 class Server:
-    """One server with a sqlite database and served artifacts, all below ``folder``.
+    """One server with served artifacts, all below ``folder``, and a sqlite database there unless ``backend`` names one.
 
     It can be killed and started again on the same port and the same data.
     """
@@ -38,6 +38,7 @@ class Server:
     folder: Path
     options: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+    backend: str | None = None
     port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
 
@@ -59,7 +60,8 @@ class Server:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
         switched_off = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db", "--workers", "1"]
+        backend = self.backend or f"sqlite:///{self.folder}/mlflow.db"
+        command += ["--backend-store-uri", backend, "--workers", "1"]
         command += ["--serve-artifacts", "--artifacts-destination", str(self.artifacts), *self.options]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -131,8 +133,14 @@ class Gate:
         """Method and path of every request that changes something, in order."""
         self.fail_from: int | None = None
         """Position in ``writes`` from which on writes fail; None lets everything through."""
+        self.fail_to: int | None = None
+        """Position in ``writes`` from which on they are let through again."""
         self.how = "500"
-        """``500``: answered with status 500. ``drop``: connection closed after half of the body."""
+        """``500``: answered with status 500. ``drop``: connection closed after half of the body. ``silent``: not
+        answered, and closed after ``silence`` seconds."""
+        self.silence = 0.0
+        self.fail_reads: str | None = None
+        """Requests that only read are answered with status 500 where their path holds this."""
         self.seconds = 0.0
         """Delay before every request is passed on."""
         gate = self
@@ -168,12 +176,18 @@ class Gate:
         )
         if changes:
             self.writes.append(f"{request.command} {request.path}")
-            if self.fail_from is not None and len(self.writes) > self.fail_from:
-                request.rfile.read(length if self.how == "500" else length // 2)
+            last = len(self.writes) if self.fail_to is None else self.fail_to
+            if self.fail_from is not None and self.fail_from < len(self.writes) <= last:
+                request.rfile.read(length // 2 if self.how == "drop" else length)
                 request.close_connection = True
                 if self.how == "500":
                     request.send_error(500)
+                if self.how == "silent":
+                    time.sleep(self.silence)
                 return
+        elif self.fail_reads is not None and self.fail_reads in request.path:
+            request.send_error(500)
+            return
         upstream = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
         headers = {name: value for name, value in request.headers.items() if name.lower() != "host"}
         try:

@@ -20,8 +20,10 @@ from sklearn.svm import LinearSVC
 from mlflow_relabel_audit import audit
 from mlflow_relabel_audit.audit import contest
 from mlflow_relabel_audit.errors import DataMismatchError, RequestError, UnsupportedModelError
+from mlflow_relabel_audit.flips import order
 from mlflow_relabel_audit.tracking import Store, read_manifest, read_summary
 from tests.tracking.logged import log_models
+from tests.versions import elastic
 
 pytestmark = pytest.mark.server
 
@@ -104,8 +106,8 @@ def test_audit_of_a_scaled_regression(logged, tmp_path):
     assert set(manifest.artifacts) == FILES - {"manifest.json"} == set(result.artifacts)
     for path in manifest.artifacts:
         assert manifest.matches(path, store.fetch(run_id, f"relabel_audit/{path}", tmp_path)), path
-    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "predictions.parquet"), result.predictions)
-    table = json.loads((tmp_path / "predictions.json").read_text())
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "relabel_audit/predictions.parquet"), result.predictions)
+    table = json.loads((tmp_path / "relabel_audit/predictions.json").read_text())
     assert table["columns"] == list(result.predictions)
     assert len(table["data"]) == 20
     assert read_summary(store, run_id, tmp_path)["metrics"] == result.summary
@@ -147,6 +149,40 @@ def test_csv_positions_and_no_evaluation_data(logged):
     assert any("predictions on the training rows are audited" in message for message in result.messages)
     assert set(result.predictions["row_id"]) <= set(range(400))
     assert result.predictions["correct"].notna().all()
+
+
+@pytest.mark.parametrize("name", ["train.parquet", "train.csv"])
+def test_rows_read_in_parts_give_the_same(logged, name):
+    _, run_id, folder = logged
+    asked = {"train_data": str(folder / name), "eval_data": None, "max_predictions": 6}
+    whole, parts = ask(run_id, folder, **asked), ask(run_id, folder, memory_limit="64MiB", **asked)
+    pd.testing.assert_frame_equal(parts.predictions, whole.predictions)
+    pd.testing.assert_frame_equal(parts.flip_sets, whole.flip_sets)
+    assert parts.hessian_cached
+    with pytest.raises(RequestError, match="no target column 'lable'"):
+        ask(run_id, folder, memory_limit="64MiB", target="lable")
+    with pytest.raises(RequestError, match="memory limit: got 'lots'"):
+        ask(run_id, folder, memory_limit="lots")
+
+
+def test_an_interrupted_audit_goes_on(logged, tmp_path, monkeypatch):
+    _, run_id, folder = logged
+    monkeypatch.setattr(order, "block_width", lambda rows: 4)
+
+    def stop(done, total, stage):
+        if done > 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ask(run_id, folder, output_dir=tmp_path / "out", log=False, progress=stop)
+    assert len(list((tmp_path / ".out.unfinished").glob("predictions-*"))) == 2
+    seen = []
+    result = ask(
+        run_id, folder, output_dir=tmp_path / "out", log=False, progress=lambda done, total, stage: seen.append(done)
+    )
+    assert seen[:2] == [4, 8]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert len(result.predictions) == 20
 
 
 def test_column_transformer_with_categories(server_store, tmp_path):
@@ -216,7 +252,7 @@ def test_groups_and_noise_curve(server_store, cancer, tmp_path):
         ward = np.where(frame["mean area"] > 500, "east", "west")
         frame.assign(ward=ward).to_parquet(tmp_path / f"{name}.parquet", index=False)
     result = ask(run_id, tmp_path, groups=("ward",), noise_curve=True, max_predictions=60)
-    assert {"bias.html", "noise.html"} <= set(result.artifacts)
+    assert {"bias.html", "noise.html", "noise_curve.csv"} <= set(result.artifacts)
     assert set(result.artifacts) | {"manifest.json"} == set(server_store.files(run_id))
     plain = ask(run_id, tmp_path, max_predictions=60)
     assert set(plain.artifacts) | {"manifest.json"} == set(server_store.files(run_id)) == FILES
@@ -322,7 +358,7 @@ def test_wrong_rows_leave_the_run_untouched(logged, cancer, tmp_path, spoil, mes
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (LogisticRegression(solver="liblinear", l1_ratio=1), "got penalty 'l1'"),
+        (LogisticRegression(solver="liblinear", **elastic(1)), "got penalty 'l1'"),
         (LinearSVC(), "got LinearSVC; this audit takes a fitted LogisticRegression"),
     ],
     ids=["l1", "LinearSVC"],

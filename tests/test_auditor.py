@@ -17,8 +17,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler, TargetEncoder
 
 import mlflow_relabel_audit.auditor
-from mlflow_relabel_audit import Auditor
-from mlflow_relabel_audit.errors import RequestError
+from mlflow_relabel_audit import Auditor, inputs
+from mlflow_relabel_audit.errors import RequestError, UnsupportedModelError
 from mlflow_relabel_audit.flips.rankings import METHODS, rank
 
 FRAME, Y = load_breast_cancer(return_X_y=True, as_frame=True)
@@ -195,3 +195,28 @@ def test_sparse_rows_stay_sparse() -> None:
     assert sp.issparse(auditor.rows.features)
     assert auditor.curvature.kind == "dual"
     assert (auditor.robustness(matrix[:5], certify=False).predictions["status"] == "verified").all()
+
+
+def test_the_gram_certificate_is_on_request() -> None:
+    rng = np.random.default_rng(5)
+    matrix = rng.standard_normal((4200, 12))
+    labels = (matrix[:, 0] + rng.standard_normal(4200) > 0).astype(int)
+    wide = Auditor(LogisticRegression(C=1e-3).fit(matrix, labels), matrix, labels)
+    default = wide.robustness(matrix[:20]).predictions
+    tight = wide.robustness(matrix[:20], certify="gram").predictions
+    assert (tight["k_lower"] >= default["k_lower"]).all()
+    assert (tight["k_lower"] <= tight["k"]).all()
+    assert tight["k_lower"].sum() > default["k_lower"].sum()
+    with pytest.raises(RequestError, match="certify: got 'exact'; pass True, False or 'gram'"):
+        wide.robustness(matrix[:2], certify="exact")  # type: ignore[arg-type]
+
+
+def test_balanced_class_weights_and_sample_weights_before_scikit_learn_1_7(monkeypatch):
+    """It balanced the numbers of rows, so the objective is another one; equal weights are the same in both."""
+    monkeypatch.setattr(inputs, "_BALANCES_COUNTS", True)
+    X, y = load_breast_cancer(return_X_y=True)
+    X, weight = X[:, :2], np.linspace(0.5, 2, len(y))
+    model = LogisticRegression(class_weight="balanced", tol=1e-8, max_iter=1000).fit(X, y)
+    with pytest.raises(UnsupportedModelError, match="upgrade it and fit again, or pass class_weight as numbers"):
+        Auditor(model, X, y, sample_weight=weight)
+    Auditor(model, X, y, sample_weight=np.ones(len(y)))

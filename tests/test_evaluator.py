@@ -141,5 +141,5 @@ assert "relabel_audit" in registry._model_evaluation_registry._registry
 print(sorted(name for name in sys.modules if name.startswith("mlflow_relabel_audit")))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    loaded = [f"mlflow_relabel_audit{name}" for name in ("", ".evaluator", ".provider")]
+    loaded = [f"mlflow_relabel_audit{name}" for name in ("", ".dataset_source", ".evaluator", ".provider")]
     assert done.stdout.strip().splitlines()[-1] == str(loaded)

@@ -24,8 +24,8 @@ LAYERS = (
     {"tracking"},
     {"reports"},
     {"stages"},
-    {"audit", "comparison"},
-    {"autolog", "cli", "corrected", "demo", "evaluator", "gate", "provider"},
+    {"audit", "comparison", "review"},
+    {"autolog", "cli", "corrected", "dataset_source", "demo", "evaluator", "gate", "provider"},
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 NUMERICAL = {"problem", "rows", "curvature", "flips", "analyses", "inputs", "auditor"}

@@ -15,6 +15,7 @@ from sklearn.preprocessing import StandardScaler
 
 from mlflow_relabel_audit.errors import RequestError, UnsupportedModelError
 from mlflow_relabel_audit.problem import as_matrix, read_problem, supervised_steps, unwrap
+from tests.versions import elastic
 
 X, Y = load_breast_cancer(return_X_y=True)
 X = StandardScaler().fit_transform(X)[:, :5]
@@ -79,8 +80,8 @@ def test_cross_validated_regularisation_is_the_chosen_one() -> None:
     ("model", "message"),
     [
         (RidgeClassifier(), "got RidgeClassifier; this audit takes"),
-        (LogisticRegression(l1_ratio=1.0, solver="saga", max_iter=5000), "penalty 'l1'"),
-        (LogisticRegression(l1_ratio=0.5, solver="saga", max_iter=5000), "penalty 'elasticnet'"),
+        (LogisticRegression(**elastic(1.0), solver="saga", max_iter=5000), "penalty 'l1'"),
+        (LogisticRegression(**elastic(0.5), solver="saga", max_iter=5000), "penalty 'elasticnet'"),
     ],
 )
 def test_unsupported_models_are_refused_with_a_remedy(model: object, message: str) -> None:

@@ -14,8 +14,7 @@ import pandas as pd
 
 from mlflow_relabel_audit.analyses.findings import Finding
 from mlflow_relabel_audit.analyses.foldout import FoldOut, class_weights, refit
-from mlflow_relabel_audit.analyses.label_curve import fit_label_curve
-from mlflow_relabel_audit.analyses.noise import flag
+from mlflow_relabel_audit.analyses.noise import flag, label_evidence
 from mlflow_relabel_audit.curvature import StationaryPoint
 from mlflow_relabel_audit.errors import RequestError
 from mlflow_relabel_audit.problem import FloatArray, IntArray, Problem
@@ -33,7 +32,8 @@ class Correction:
     Attributes
     ----------
     table : DataFrame
-        one row per action ("nothing", "relabel", "drop"): ``action``, ``count`` (training rows treated),
+        one row per action ("nothing", "relabel", "drop"; none at all where nothing could be measured): ``action``,
+        ``count`` (training rows treated),
         ``loss`` (mean log-loss), ``loss_change``, ``loss_change_low``, ``loss_change_high``, ``accuracy``,
         ``accuracy_change``, ``accuracy_change_low``, ``accuracy_change_high``, ``rows`` (evaluation rows of
         the reporting half). Changes are against doing nothing, with 95 % intervals of the paired difference.
@@ -45,6 +45,11 @@ class Correction:
     table: pd.DataFrame
     candidates: pd.DataFrame
     findings: tuple[Finding, ...]
+
+
+def not_measured(reason: str) -> Correction:
+    """A correction that could not be measured, with the reason as its finding."""
+    return Correction(pd.DataFrame(), pd.DataFrame(), (Finding("N020", "info", reason, applicable=False),))
 
 
 def correction(
@@ -79,21 +84,31 @@ def correction(
     seed : int
         of the split into halves.
 
+    Returns
+    -------
+    Correction
+        Empty tables and the reason, where there are fewer than 20 evaluation rows a half.
+
     Raises
     ------
     RequestError
-        Fewer than 20 evaluation rows a half, or lengths that do not fit.
+        Lengths that do not fit.
     """
     truth = np.asarray(eval_labels, dtype=np.float64)
-    if eval_features.shape[0] != len(truth) or len(truth) < 2 * MIN_HALF:
+    if eval_features.shape[0] != len(truth):
         raise RequestError(
-            f"correction: got {eval_features.shape[0]} evaluation rows and {len(truth)} labels; "
-            f"pass at least {2 * MIN_HALF} labelled rows"
+            f"correction: got {eval_features.shape[0]} evaluation rows and {len(truth)} labels; pass one per row"
+        )
+    if len(truth) < 2 * MIN_HALF:
+        return not_measured(
+            f"What correcting suspects buys is not measured: {len(truth)} evaluation rows, "
+            f"of the {2 * MIN_HALF} it needs."
         )
     choosing = _half(truth, seed)
     evaluation = Rows(eval_features, truth, np.ones(len(truth)), intercept=rows.intercept)
-    curve = fit_label_curve(out.margin, rows.y, evaluation.margins(out.theta)[choosing], truth[choosing])
-    wrong = curve.probability_wrong(out.margin, rows.y)
+    chosen_rows = Rows(eval_features[choosing], truth[choosing], np.ones(choosing.sum()), intercept=rows.intercept)
+    pooled, curve = label_evidence(rows, out, chosen_rows)
+    wrong = curve.probability_wrong(pooled.margin, rows.y)
     order = np.argsort(-wrong, kind="stable")
     if counts is None:
         flagged = int(flag(wrong)[1].sum())
@@ -188,7 +203,7 @@ def _finding(table: list[dict[str, Any]]) -> Finding:
         return Finding("N020", "info", "Relabelling suspects does not lower the evaluation loss: leave the labels.")
     change = (
         f"{relabel['loss_change']:+.3f} (95 % interval {relabel['loss_change_low']:+.3f} to "
-        f"{relabel['loss_change_high']:+.3f}) and accuracy by {relabel['accuracy_change']:+.1%}"
+        f"{relabel['loss_change_high']:+.3f}) and accuracy by {100 * relabel['accuracy_change']:+.1f} points"
     )
     message = f"Relabelling the {relabel['count']} top suspects changes the evaluation loss by {change}."
     if relabel["loss_change_high"] < 0:

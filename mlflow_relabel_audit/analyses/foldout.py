@@ -88,13 +88,7 @@ def preconditioner(rows: Rows, diagonal: FloatArray, penalty: FloatArray) -> tup
 
 def column_curvature(rows: Rows, diagonal: FloatArray) -> FloatArray:
     """Diagonal of ``X' diag(diagonal) X``, shape (p,)."""
-    out = np.zeros(rows.p)
-    for block in rows.blocks():
-        part = block.features
-        square = part.multiply(part) if rows.sparse else part * part
-        out[: rows.features_in] += square.T @ diagonal[block.start : block.stop]
-    if rows.intercept:
-        out[-1] = diagonal.sum()
+    out = rows.column_squares(diagonal)
     tiny = np.finfo(np.float64).tiny
     return np.asarray(np.maximum(out, max(out.max(initial=0.0) * 1e-14, tiny)))
 

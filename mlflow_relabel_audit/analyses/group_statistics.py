@@ -105,7 +105,7 @@ def flip_set_shares(members: Any, slices: Any, categories: Any, alpha: float) ->
     chosen = np.asarray(slices, dtype=np.float64) * (sizes > 0)[:, None]
     n = chosen.sum(axis=0)
     weight = chosen / np.maximum(n, 1.0)
-    per_set = sp.diags_array(inverse) @ members
+    per_set = sp.csr_array(members.multiply(inverse[:, None]))
 
     counts = (members @ categories).toarray()
     shares = counts * inverse[:, None]

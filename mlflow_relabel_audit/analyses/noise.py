@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mlflow_relabel_audit.analyses.copies import Pooled, pool_copies
 from mlflow_relabel_audit.analyses.findings import Finding, Level
 from mlflow_relabel_audit.analyses.foldout import FOLDS, FoldOut, fold_out, reweighted
 from mlflow_relabel_audit.analyses.label_curve import (
@@ -24,19 +25,25 @@ from mlflow_relabel_audit.analyses.label_curve import (
 from mlflow_relabel_audit.curvature import StationaryPoint
 from mlflow_relabel_audit.curvature.stationary import sigmoid
 from mlflow_relabel_audit.errors import RequestError
-from mlflow_relabel_audit.problem import FloatArray, Problem
+from mlflow_relabel_audit.problem import FloatArray, IntArray, Problem
 from mlflow_relabel_audit.rows import Rows
 
 MIN_CLASS_ROWS = 2 * FOLDS
 NO_NOISE_RATE = 0.01
+WIDE_HIGH = 0.1
+"""An interval that reaches from none to beyond this rate does not tell."""
 SURE = 0.5
 SURE_SHARE = 0.05
 """Rows to check are shown only where the sure ones hold this share of the expected number of wrong labels."""
-WIDE_POWERS = (1.0, 0.2)
-"""Powers of the likelihood, for the scores and for the interval, where there are more features than rows: the
-margins are noisier then."""
-BLIND_POWERS = (0.1, 0.1)
-"""The same without evaluation rows: margins of rare words bend the clean curve, which passes for noise in one
+ROWS_PER_FEATURE = 10
+"""Below, margins are estimated poorly enough for their own errors to pass for wrong labels."""
+CROWDED_POWERS = (1.0, 0.1)
+"""Powers of the likelihood, for the scores and for the interval, where there are fewer rows per feature than that
+and no evaluation rows."""
+WIDE_POWERS = (1.0, 0.05)
+"""The same where there are more features than rows: the margins are noisier still."""
+BLIND_POWERS = (0.1, 0.05)
+"""And then without evaluation rows: margins of rare words bend the clean curve, which passes for noise in one
 class unless the likelihood is held back."""
 
 
@@ -60,7 +67,8 @@ class NoiseResult:
         ``noise_rate``, ``noise_rate_low``, ``noise_rate_high``, ``suspect_count``; finite values only.
     findings : tuple of Finding
     fold_out : FoldOut or None
-        the margins behind the scores; None where the audit does not apply.
+        out-of-fold margins before suspects were weighed down, which no evaluation label has touched; None
+        where the audit does not apply.
     curve : LabelCurve or None
     """
 
@@ -83,6 +91,7 @@ def noise_audit(
     row_ids: Any = None,
     flip_counts: Any = None,
     seed: int = 0,
+    margins: FoldOut | None = None,
 ) -> NoiseResult:
     """Score every training label, flag the suspects and estimate the share of wrong labels.
 
@@ -101,6 +110,8 @@ def noise_audit(
         in how many flip sets each row appears.
     seed : int
         of the deals into folds.
+    margins : FoldOut, optional
+        ``fold_out`` of an earlier result for the same rows and seed, where it is at hand.
 
     Raises
     ------
@@ -116,22 +127,24 @@ def noise_audit(
         suspects = scores.iloc[:0].assign(level=pd.Series(dtype=object))
         finding = Finding("N000", "info", message, applicable=False)
         return NoiseResult(scores, suspects, (np.nan, np.nan, np.nan), {"suspect_count": 0.0}, (finding,))
-    clean_rows, clean_label = _evaluation(rows, eval_features, eval_labels)
+    clean_rows = _evaluation(rows, eval_features, eval_labels)
 
-    out = fold_out(problem, rows, point, seed=seed)
-    curve = _curve(rows, out, clean_rows, clean_label)
-    wrong = curve.probability_wrong(out.margin, rows.y)
+    first = out = margins or fold_out(problem, rows, point, seed=seed)
+    pooled, curve = label_evidence(rows, out, clean_rows)
+    wrong = curve.probability_wrong(pooled.margin, rows.y)
     if rows.n >= rows.p:  # with fewer rows than features a second round costs more than it brings
         out = reweighted(problem, rows, point, out, wrong, seed=seed)
-        curve = _curve(rows, out, clean_rows, clean_label)
-        wrong = curve.probability_wrong(out.margin, rows.y)
-    rate = noise_rate(curve, out.margin, rows.y)
+        pooled, curve = label_evidence(rows, out, clean_rows)
+        wrong = curve.probability_wrong(pooled.margin, rows.y)
+    rate = noise_rate(curve, pooled.margin, rows.y)
     sure, flagged = flag(wrong)
-    if rows.p > rows.n and rate[1] < NO_NOISE_RATE:
+    if rate[1] < NO_NOISE_RATE:
         flagged = sure
+        if rows.p * ROWS_PER_FEATURE > rows.n:  # no more of them than a verdict of "no noise" has room for
+            flagged = sure & (_place(wrong) < NO_NOISE_RATE * rows.n)
 
     scores = _score_frame(problem, rows, ids, counts, wrong, sigmoid(out.margin), flagged)
-    against = np.where(rows.y > 0.5, -out.margin, out.margin)
+    against = np.where(rows.y > 0.5, -pooled.margin, pooled.margin)
     order = np.lexsort((-against, -wrong))
     order = order[flagged[order]]
     suspects = scores.iloc[order].assign(level=np.where(sure[order], "sure", "check")).reset_index(drop=True)
@@ -141,8 +154,8 @@ def noise_audit(
         "noise_rate_high": rate[2],
         "suspect_count": float(len(suspects)),
     }
-    findings = _findings(problem, rows, out, curve, rate, wrong, sure, flagged, clean_label is not None)
-    return NoiseResult(scores, suspects, rate, summary, findings, out, curve)
+    findings = _findings(problem, rows, out, curve, rate, wrong, sure, flagged, clean_rows is not None)
+    return NoiseResult(scores, suspects, rate, summary, findings, first, curve)
 
 
 def noise_rate(curve: LabelCurve, margin: FloatArray, label: FloatArray) -> tuple[float, float, float]:
@@ -171,20 +184,42 @@ def flag(wrong: FloatArray) -> tuple[Any, Any]:
     return sure, flagged
 
 
-def _curve(rows: Rows, out: FoldOut, clean_rows: Rows | None, clean_label: FloatArray | None) -> LabelCurve:
-    clean_margin = None if clean_rows is None else clean_rows.margins(out.theta)
+def label_evidence(rows: Rows, out: FoldOut, clean_rows: Rows | None = None) -> tuple[Pooled, LabelCurve]:
+    """Margins that have heard identical rows, and the label curve of them.
+
+    Parameters
+    ----------
+    rows : Rows
+        n training rows with their given labels.
+    out : FoldOut
+        their out-of-fold margins.
+    clean_rows : Rows, optional
+        evaluation rows with their own labels, which are taken to be right.
+    """
+    margin = None if clean_rows is None else clean_rows.margins(out.theta)
+    pooled = pool_copies(rows, out.margin, clean_rows, margin)
     powers = (1.0, INTERVAL_POWER)
     if rows.p > rows.n:
-        powers = BLIND_POWERS if clean_label is None else WIDE_POWERS
-    return fit_label_curve(out.margin, rows.y, clean_margin, clean_label, *powers)
+        powers = BLIND_POWERS if clean_rows is None else WIDE_POWERS
+    elif clean_rows is None and rows.p * ROWS_PER_FEATURE > rows.n:
+        powers = CROWDED_POWERS
+    clean_label = None if clean_rows is None else clean_rows.y
+    return pooled, fit_label_curve(pooled.margin, rows.y, pooled.clean_margin, clean_label, *powers)
 
 
-def _evaluation(rows: Rows, features: Any, labels: Any) -> tuple[Rows | None, FloatArray | None]:
+def _place(wrong: FloatArray) -> IntArray:
+    """How many rows are likelier wrong than each, shape (n,)."""
+    place = np.empty(len(wrong), dtype=np.int64)
+    place[np.argsort(-wrong, kind="stable")] = np.arange(len(wrong))
+    return place
+
+
+def _evaluation(rows: Rows, features: Any, labels: Any) -> Rows | None:
     if (features is None) != (labels is None):
         have, miss = ("features", "labels") if labels is None else ("labels", "features")
         raise RequestError(f"evaluation rows: got {have} without {miss}; pass both, or neither")
     if features is None:
-        return None, None
+        return None
     label = np.asarray(labels, dtype=np.float64)
     if features.shape[0] != len(label) or features.shape[1] != rows.features_in:
         raise RequestError(
@@ -193,7 +228,7 @@ def _evaluation(rows: Rows, features: Any, labels: Any) -> tuple[Rows | None, Fl
         )
     if not np.isin(label, (0.0, 1.0)).all():
         raise RequestError("evaluation rows: labels other than 0 and 1; encode them with Problem.encode")
-    return Rows(features, label, np.ones(len(label)), intercept=rows.intercept), label
+    return Rows(features, label, np.ones(len(label)), intercept=rows.intercept)
 
 
 def _row_columns(rows: Rows, row_ids: Any, flip_counts: Any) -> tuple[Any, pd.api.extensions.ExtensionArray]:
@@ -244,6 +279,8 @@ def _findings(
     found: list[Finding] = []
     if low < NO_NOISE_RATE:
         message = f"Consistent with no label noise: the estimate is {spread}."
+        if high >= WIDE_HIGH:
+            message = f"No evidence of label noise, nor against it: the estimate is {spread}, which fits either."
         if flagged.any():
             message += f" The {int(flagged.sum())} flagged rows are worth a look all the same."
         found.append(Finding("N001", "info", message))
@@ -285,8 +322,8 @@ def _findings(
             Finding(
                 "N006",
                 "info",
-                f"More features ({rows.p}) than rows ({rows.n}): the rate tends to come out too high, "
-                "by about 5 points.",
+                f"More features ({rows.p}) than rows ({rows.n}): the margins' own errors can pass for wrong "
+                "labels, and the rate tends to come out too high, by about 5 points.",
             )
         )
     if out.multiplier <= 0.1 and (problem.penalty > 0).any():

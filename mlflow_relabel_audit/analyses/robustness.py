@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
+from mlflow_relabel_audit.analyses.checkpoint import Checkpoint
 from mlflow_relabel_audit.curvature import StationaryPoint
 from mlflow_relabel_audit.curvature.stationary import sigmoid
 from mlflow_relabel_audit.errors import RequestError
@@ -78,6 +79,7 @@ def robustness(
     search: Search = "prefix",
     progress: Progress | None = None,
     deadline: Callable[[], bool] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> RobustnessResult:
     """Find the flip set of every evaluation row.
 
@@ -100,6 +102,8 @@ def robustness(
         ``progress(done, total, stage)``.
     deadline : callable, optional
         returns True once the time allowed is over; the search then stops between blocks.
+    checkpoint : Checkpoint, optional
+        where finished blocks are written, and those of an earlier, interrupted call are taken from.
 
     Raises
     ------
@@ -120,7 +124,6 @@ def robustness(
         raise RequestError(f"evaluation rows: got {len(truth)} labels for {evaluation.n} rows; pass one per row")
     problem, rows, point = fitted.problem, fitted.rows, fitted.point
     searcher = VerifiedSearch(problem, rows, point, fitted.effect, fitted.row_norms)
-    square_norms = rows.square_norms()
     predictions: list[pd.DataFrame] = []
     flip_sets: list[pd.DataFrame] = []
     done = 0
@@ -131,8 +134,14 @@ def robustness(
         if progress is not None:
             progress(done, evaluation.n, "flip sets")
 
+    for part in [] if checkpoint is None else checkpoint.finished():
+        predictions.append(part[0])
+        flip_sets.append(part[1])
+        report(len(part[0]))
     stopped = False
-    for block in estimate(rows, point, fitted.effect, evaluation, problem.cut):
+    estimates = estimate(rows, point, fitted.effect, evaluation, problem.cut, first=done)
+    wide = searcher.width if verify and not searcher.keeps else 1
+    for block, lower in _together(_certified(fitted, estimates), wide):
         if deadline is not None and deadline():
             stopped = True
             break
@@ -144,19 +153,45 @@ def robustness(
         else:
             found = [_unverified(order.index, order.influence, order.k_estimate) for order in block.orders]
             report(len(found))
-        lower: IntArray = np.ones(len(found), dtype=np.int64)
-        if fitted.certificate is not None:
-            lower = fitted.certificate.lower_bounds(
-                block.margin,
-                block.response,
-                response_error(rows, block.direction, square_norms),
-                np.sqrt(np.maximum(np.einsum("ij,ij->j", block.rows, block.direction), 0.0)),
-            )
         predictions.append(_prediction_frame(fitted, block, found, lower, ids[span], truth[span], verify))
         flip_sets.append(_flip_frame(fitted, block, found, ids[span]))
+        if checkpoint is not None:
+            checkpoint.add(len(predictions) - 1, predictions[-1], flip_sets[-1])
     table = pd.concat(predictions, ignore_index=True) if predictions else _empty_predictions(fitted, ids, truth)
     sets = pd.concat(flip_sets, ignore_index=True) if flip_sets else _empty_flip_sets(fitted, ids)
     return RobustnessResult(table, sets, summarise(table), searcher.cost, stopped)
+
+
+def _certified(fitted: Fitted, blocks: Iterator[EstimateBlock]) -> Iterator[tuple[EstimateBlock, IntArray]]:
+    """Bound the flip sets of each block from below while its responses are there."""
+    certificate = fitted.certificate
+    square_norms = None if certificate is None else fitted.rows.square_norms()
+    for block in blocks:
+        lower: IntArray = np.ones(len(block.orders), dtype=np.int64)
+        if certificate is not None and square_norms is not None and block.response is not None:
+            lower = certificate.lower_bounds(
+                block.margin,
+                block.response,
+                response_error(fitted.rows, block.direction, square_norms),
+                np.sqrt(np.maximum(np.einsum("ij,ij->j", block.rows, block.direction), 0.0)),
+            )
+        yield block, lower
+
+
+def _together(blocks: Iterator[tuple[EstimateBlock, IntArray]], wide: int) -> Iterator[tuple[EstimateBlock, IntArray]]:
+    """Join blocks until ``wide`` predictions share the passes of a search; their responses are not kept."""
+    held: list[tuple[EstimateBlock, IntArray]] = []
+
+    def joined() -> tuple[EstimateBlock, IntArray]:
+        return EstimateBlock.joined([block for block, _ in held]), np.concatenate([lower for _, lower in held])
+
+    for item in blocks:
+        held.append(item)
+        if sum(len(block.orders) for block, _ in held) >= wide:
+            yield joined()
+            held.clear()
+    if held:
+        yield joined()
 
 
 def summarise(predictions: pd.DataFrame) -> dict[str, float]:

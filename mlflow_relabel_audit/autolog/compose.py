@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -70,8 +69,7 @@ def audit_fit(
         The model or its rows cannot be audited, the time was too short, or the store failed.
     """
     began = time.monotonic()
-    with tracking.quiet(), tempfile.TemporaryDirectory(prefix="relabel-audit-") as name:
-        folder = Path(name)
+    with tracking.workspace() as folder:
         store = Store.connect(tracking_uri)
         resolved = tracking.resolve(store, model_uri=f"models:/{model_id}")
         claim = tracking.begin(store, resolved)
@@ -88,7 +86,7 @@ def audit_fit(
             files = folder / "files"
             outputs: list[Output] = [*robustness_stage(robust, context, files)]
             if noise is not None:
-                outputs += noise_stage(noise, None, context, files)
+                outputs += noise_stage(noise, None, None, context, files)
             outputs += hessian_stage(subject, files)
             outputs.append(Metric("seconds", time.monotonic() - began))
             outputs += summary_stage(subject, robust, noise, None, context, outputs, files)

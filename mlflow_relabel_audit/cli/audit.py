@@ -13,6 +13,8 @@ from mlflow_relabel_audit.cli.options import (
     keeps_something,
     model_options,
     output_options,
+    scale_options,
+    scope_options,
 )
 
 if TYPE_CHECKING:
@@ -22,13 +24,7 @@ if TYPE_CHECKING:
 @click.command("audit")
 @model_options
 @data_options
-@click.option(
-    "--threshold",
-    metavar="T",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="Probability from which the second class is predicted.  [default: 0.5]",
-)
-@click.option("--max-predictions", metavar="N", type=click.IntRange(min=1), help="Audit a sample of N evaluation rows.")
+@scope_options(threshold="0.5")
 @click.option(
     "--search",
     type=click.Choice(["prefix", "adaptive"]),
@@ -36,15 +32,9 @@ if TYPE_CHECKING:
     show_default=True,
     help="prefix: shortest prefix of the influence order that flips; adaptive: then try to shrink it.",
 )
-@click.option(
-    "--group",
-    "groups",
-    metavar="COL",
-    multiple=True,
-    help="Column of groups whose labels and errors to compare; may be given several times.",
-)
 @click.option("--noise-curve", is_flag=True, help="Also inject label noise, refit, and follow k and accuracy.")
 @click.option("--no-verify", is_flag=True, help="Leave k at its estimate; nothing is refitted.")
+@scale_options
 @output_options
 def command(
     run_id: str | None,
@@ -55,14 +45,15 @@ def command(
     no_verify: bool,
     **options: Any,
 ) -> None:
-    r"""Count the labels each prediction rests on, and log the reports to the run.
+    """Count the labels each prediction rests on, and log the reports to the run.
 
     The training data must be the rows the model was fitted on; that is checked. A second audit of the same
     model and data reuses the stored Hessian.
 
     \b
-    mlflow-relabel audit --run-id ID --train-data train.parquet --target label --eval-data test.parquet
-    """
+    mlflow-relabel audit --run-id ID --train-data train.parquet --target label \\
+        --eval-data test.parquet
+    """  # noqa: D301  click's mark for text that is not to be wrapped
     run_id, model_uri = chosen_model(run_id, model_uri)
     keeps_something(output_dir, no_log)
     show_tracking_uri(tracking_uri)

@@ -23,7 +23,7 @@ PAIRS_SHOWN = 12
 @click.option("--no-log", is_flag=True, help="Write nothing to the first run.")
 @tracking_option
 def command(run_ids: tuple[str, ...], output_dir: str | None, no_log: bool, tracking_uri: str | None) -> None:
-    r"""Compare the audits stored with two or more runs, on the evaluation rows they share.
+    """Compare the audits stored with two or more runs, on the evaluation rows they share.
 
     Rows are matched by id; audit the runs on the same evaluation data, with --id-column where it has one.
     Nothing is computed anew. The page goes to the first run, under relabel_audit/compare/, until that run is
@@ -31,7 +31,7 @@ def command(run_ids: tuple[str, ...], output_dir: str | None, no_log: bool, trac
 
     \b
     mlflow-relabel compare 2f9c1b 81d0aa
-    """
+    """  # noqa: D301  click's mark for text that is not to be wrapped
     show_tracking_uri(tracking_uri)
 
     from mlflow_relabel_audit.comparison import compare_runs

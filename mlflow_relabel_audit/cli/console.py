@@ -38,7 +38,7 @@ def quiet() -> Iterator[None]:
     def show(message: Warning | str, category: type[Warning], filename: str, *_: object, **__: object) -> None:
         line = " ".join(str(message).split())
         # FutureWarning and its like, and what MLflow says of its own modules, speak to whoever writes code.
-        ours = issubclass(category, UserWarning) and "mlflow" not in Path(filename).parts
+        ours = issubclass(category, UserWarning) and not _of_mlflow(filename)
         if ours and line not in seen:
             seen.add(line)
             click.echo(f"Warning: {line}", err=True)
@@ -53,6 +53,11 @@ def quiet() -> Iterator[None]:
             yield
         finally:
             logging.disable(before)
+
+
+def _of_mlflow(filename: str) -> bool:
+    package = sys.modules.get("mlflow")
+    return package is not None and Path(filename).is_relative_to(Path(str(package.__file__)).parent)
 
 
 @contextmanager

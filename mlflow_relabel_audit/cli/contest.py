@@ -36,12 +36,12 @@ def command(
     no_log: bool,
     **options: Any,
 ) -> None:
-    r"""Show which labels one decision rests on, and what changing each of them moves.
+    """Show which labels one decision rests on, and what changing each of them moves.
 
     \b
-    mlflow-relabel contest --run-id ID --row 17 --train-data train.parquet --target label \
+    mlflow-relabel contest --run-id ID --row 17 --train-data train.parquet --target label \\
         --eval-data test.parquet
-    """
+    """  # noqa: D301  click's mark for text that is not to be wrapped
     run_id, model_uri = chosen_model(run_id, model_uri)
     keeps_something(output_dir, no_log)
     show_tracking_uri(tracking_uri)

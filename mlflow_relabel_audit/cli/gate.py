@@ -8,7 +8,7 @@ import click
 
 from mlflow_relabel_audit.cli.audit import show_tracking_uri
 from mlflow_relabel_audit.cli.console import progress_bar
-from mlflow_relabel_audit.cli.options import data_options, tracking_option
+from mlflow_relabel_audit.cli.options import data_options, scope_options, tracking_option
 
 if TYPE_CHECKING:
     from mlflow_relabel_audit.gate import GateResult
@@ -29,26 +29,19 @@ if TYPE_CHECKING:
 @click.option("--again", is_flag=True, help="Audit even where an audit of this model is stored.")
 @click.option("--no-tag", is_flag=True, help="Do not tag the version with the verdict.")
 @data_options
-@click.option("--group", "groups", metavar="COL", multiple=True, help="Column of groups to compare; repeatable.")
-@click.option(
-    "--threshold",
-    metavar="T",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="Probability from which the second class is predicted.  [default: the stored audit's, else 0.5]",
-)
-@click.option("--max-predictions", metavar="N", type=click.IntRange(min=1), help="Audit a sample of N evaluation rows.")
+@scope_options(threshold="the stored audit's, else 0.5")
 @tracking_option
 def command(model_uri: str, tracking_uri: str | None, no_tag: bool, **options: Any) -> None:
-    r"""Judge a registered model by its audit: exit 0 if every rule holds, 1 if one does not.
+    """Judge a registered model by its audit: exit 0 if every rule holds, 1 if one does not.
 
     The audit stored with the model's run is read. Where there is none the model is audited first, which is
     what the data options are for. The version is tagged relabel_audit.verdict = pass or fail; an alias moves
     only with --promote, and only on pass. A figure that is missing fails its rule.
 
     \b
-    mlflow-relabel gate --model-uri models:/loan@candidate --require "k_median >= 20" \
+    mlflow-relabel gate --model-uri models:/loan@candidate --require "k_median >= 20" \\
         --require "confident_fragile_share <= 0.05" --promote champion
-    """
+    """  # noqa: D301  click's mark for text that is not to be wrapped
     show_tracking_uri(tracking_uri)
 
     from mlflow_relabel_audit.gate import gate

@@ -71,6 +71,28 @@ def data_options(command: Command) -> Command:
     )(command)
 
 
+def scope_options(threshold: str) -> Callable[[Command], Command]:
+    """What is audited of the rows: ``--group``, ``--threshold`` (with its default in words), ``--max-predictions``."""
+    return _all(
+        click.option(
+            "--group",
+            "groups",
+            metavar="COL",
+            multiple=True,
+            help="Column of groups whose labels and errors to compare; may be given several times.",
+        ),
+        click.option(
+            "--threshold",
+            metavar="T",
+            type=click.FloatRange(0, 1, min_open=True, max_open=True),
+            help=f"Probability from which the second class is predicted.  [default: {threshold}]",
+        ),
+        click.option(
+            "--max-predictions", metavar="N", type=click.IntRange(min=1), help="Audit a sample of N evaluation rows."
+        ),
+    )
+
+
 def output_options(command: Command) -> Command:
     """Where results go: ``--include-rows``, ``--output-dir``, ``--no-log``."""
     return _all(
@@ -82,6 +104,22 @@ def output_options(command: Command) -> Command:
             help="Keep the reports and tables in this directory too.",
         ),
         click.option("--no-log", is_flag=True, help="Write nothing to the run; needs --output-dir."),
+    )(command)
+
+
+def scale_options(command: Command) -> Command:
+    """Where training rows are kept and worked on: ``--memory-limit``, ``--dask``."""
+    return _all(
+        click.option(
+            "--memory-limit",
+            metavar="SIZE",
+            help="Most that training rows may occupy at once, as 1GiB; they are kept on disk.  [default: no limit]",
+        ),
+        click.option(
+            "--dask",
+            metavar="ADDRESS",
+            help="Work on a Dask cluster: tcp://HOST:PORT of its scheduler, or local.",
+        ),
     )(command)
 
 

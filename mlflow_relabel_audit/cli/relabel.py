@@ -30,15 +30,15 @@ CHANGES_SHOWN = 10
 )
 @click.option("--no-log", is_flag=True, help="Compare only; log no corrected model.")
 def command(run_id: str | None, model_uri: str | None, tracking_uri: str | None, no_log: bool, **options: Any) -> None:
-    r"""Fit the same pipeline on reviewed labels, log it as a child run, and compare it with the first.
+    """Fit the same pipeline on reviewed labels, log it as a child run, and compare it with the first.
 
     The rows are checked to be the model's own. Accuracy and log-loss are those on the evaluation rows, whose
     labels are taken as they are. To audit the corrected model, pass the file of --output-data as its rows.
 
     \b
-    mlflow-relabel relabel --run-id ID --suspects reviewed.csv --train-data train.parquet --target label \
+    mlflow-relabel relabel --run-id ID --suspects reviewed.csv --train-data train.parquet --target label \\
         --eval-data test.parquet
-    """
+    """  # noqa: D301  click's mark for text that is not to be wrapped
     run_id, model_uri = chosen_model(run_id, model_uri)
     show_tracking_uri(tracking_uri)
 

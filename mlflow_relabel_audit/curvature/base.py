@@ -33,6 +33,11 @@ class Curvature(Protocol):
     condition: float
     p: int
 
+    @property
+    def sparse_quick(self) -> bool:
+        """Whether right sides with few entries other than zero are solved for in much less time."""
+        ...
+
     def solve(self, right: FloatArray) -> FloatArray:
         """``H^-1 right`` in float64, shape (p,) or (p, B)."""
         ...
@@ -76,7 +81,8 @@ def cholesky_factor(matrix: FloatArray) -> tuple[FloatArray, float]:
     """
     norm = float(np.abs(matrix).sum(axis=0).max(initial=0.0))
     try:
-        lower = cholesky(matrix, lower=True, overwrite_a=True, check_finite=False)
+        # turned, as the routine works by columns: it then needs no copy
+        lower = cholesky(matrix.T, lower=True, overwrite_a=True, check_finite=False)
     except LinAlgError as error:
         raise singular(f"its Cholesky factorisation broke down: {error}") from error
     reciprocal, _ = lapack.dpocon(lower, norm, uplo="L")
@@ -86,12 +92,11 @@ def cholesky_factor(matrix: FloatArray) -> tuple[FloatArray, float]:
     return lower, float(condition)
 
 
-def solved_row_norms(curvature: Curvature, rows: Rows, length: int = 256) -> FloatArray:
-    """Row norms by solving with blocks of rows; for forms that have nothing quicker."""
-    out = np.empty(rows.n)
-    for start in range(0, rows.n, length):
-        index = np.arange(start, min(start + length, rows.n))
-        part = rows.take(index)
-        columns = (part.toarray() if rows.sparse else part).T
-        out[index] = np.einsum("ij,ij->j", columns, curvature.solve(np.ascontiguousarray(columns)))
+def solved_row_norms(curvature: Curvature, rows: Rows, index: IntArray, length: int = 256) -> FloatArray:
+    """Norms of the rows at ``index`` by solving with blocks of them; for forms that have nothing quicker."""
+    out = np.empty(len(index))
+    for start in range(0, len(index), length):
+        some = slice(start, start + length)
+        columns = rows.columns(index[some])
+        out[some] = np.einsum("ij,ij->j", columns, curvature.solve(columns))
     return np.sqrt(np.maximum(out, 0.0))

@@ -18,6 +18,7 @@ class ConjugateCurvature:
     """H by its products ``X' (d * (X v)) + R v``; nothing of order p x p or n x n is formed."""
 
     kind: ClassVar[str] = "cg"
+    sparse_quick: ClassVar[bool] = False
 
     def __init__(self, rows: Rows, diagonal: FloatArray, penalty: FloatArray, condition: float = np.nan) -> None:
         self.p = rows.p
@@ -25,14 +26,7 @@ class ConjugateCurvature:
         self._rows = rows
         self._diagonal = diagonal
         self._penalty = penalty
-        squares = np.zeros(rows.p)
-        for block in rows.blocks():
-            part = block.features
-            square = part.multiply(part) if rows.sparse else part * part
-            squares[: rows.features_in] += square.T @ diagonal[block.start : block.stop]
-        if rows.intercept:
-            squares[-1] = diagonal.sum()
-        self._jacobi = squares + penalty
+        self._jacobi = rows.column_squares(diagonal) + penalty
         if np.any(self._jacobi <= 0):
             raise singular("a column is zero and has no penalty")
 

@@ -8,20 +8,24 @@ inversion lemma and the Schur complement of an unpenalised intercept give, for a
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
-from scipy.linalg import cho_solve
+from scipy.linalg import cho_solve, lapack
 
 from mlflow_relabel_audit.curvature.base import cholesky_factor, singular, solved_row_norms
 from mlflow_relabel_audit.problem import FloatArray, IntArray
-from mlflow_relabel_audit.rows import Rows
+from mlflow_relabel_audit.rows import RowBlock, Rows
+
+DROWNED = 1e-6
+"""A row's share ``d_i h_i^2`` of the identity above: below, its digits are rounding."""
 
 
 class DualCurvature:
     """``I + E K E = L L'`` with L lower triangular, shape (n, n), and the rows it came from."""
 
     kind: ClassVar[str] = "dual"
+    sparse_quick: ClassVar[bool] = False
 
     def __init__(
         self, lower: FloatArray, condition: float, rows: Rows, diagonal: FloatArray, penalty: FloatArray
@@ -54,11 +58,9 @@ class DualCurvature:
         root = np.sqrt(diagonal)
         inverse = 1.0 / penalty[: rows.features_in]
         kernel = np.empty((rows.n, rows.n))
-        for block in rows.blocks():
-            if rows.sparse:
-                kernel[block.start : block.stop] = (block.features.multiply(inverse) @ rows.features.T).toarray()
-            else:
-                kernel[block.start : block.stop] = (block.features * inverse) @ rows.features.T
+        everything = rows.take(np.arange(rows.n))[:, : rows.features_in]
+        scaled = (everything.multiply(inverse) if rows.sparse else everything * inverse).T
+        rows.collect(_against, scaled, out=kernel)
         if rows.intercept and penalty[-1] > 0:
             kernel += 1.0 / penalty[-1]
         kernel *= root[:, None]
@@ -91,8 +93,23 @@ class DualCurvature:
         return DualCurvature.factor(rows, diagonal, penalty)
 
     def row_norms(self, rows: Rows) -> FloatArray:
-        """``||x_i||_{H^-1}`` of every row, shape (n,)."""
-        return solved_row_norms(self, rows)
+        """``||x_i||_{H^-1}`` of every row, shape (n,).
+
+        For the rows that H is made of, ``E X H^-1 X' E = I - B^-1``, with the free intercept bordered on; rows whose
+        part of it would drown in rounding are solved for.
+        """
+        if rows.store is not self._rows.store:
+            return solved_row_norms(self, rows, np.arange(rows.n))
+        inverse, _ = lapack.dtrtri(self.lower, lower=1)
+        carried = 1.0 - np.einsum("ij,ij->j", inverse, inverse)
+        if self._bordered:
+            carried += self._ones**2 / self._schur
+        clear = carried > DROWNED
+        out = np.empty(rows.n)
+        out[clear] = np.sqrt(carried[clear]) / self._root[clear]
+        faint = np.flatnonzero(~clear)
+        out[faint] = solved_row_norms(self, rows, faint)
+        return out
 
     def arrays(self) -> dict[str, FloatArray]:
         """The packed lower triangle, row by row, shape (n (n + 1) / 2,), and d."""
@@ -106,3 +123,10 @@ class DualCurvature:
         lower = np.zeros((rows.n, rows.n))
         lower[np.tril_indices(rows.n)] = packed
         return cls(lower, condition, rows, diagonal, penalty)
+
+
+def _against(block: RowBlock, out: FloatArray, others: Any) -> None:
+    """Products of a block's rows with all rows, which are few where the dual form is chosen."""
+    for within, piece in block.pieces():
+        product = piece.features @ others
+        out[within] = product.toarray() if piece.sparse else product

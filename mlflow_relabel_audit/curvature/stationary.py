@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mlflow_relabel_audit.curvature.base import Curvature
-from mlflow_relabel_audit.curvature.choose import factor
+from mlflow_relabel_audit.curvature.choose import choose_kind, factor
 from mlflow_relabel_audit.errors import DataMismatchError, SingularHessianError
 from mlflow_relabel_audit.problem import FloatArray, Problem
 from mlflow_relabel_audit.rows import Rows
@@ -18,6 +18,8 @@ WARN_GAP = 1e-4
 STATIONARY = 1e-18  # squared Newton decrement: margins are then exact to about 1e-9 times ||x||_{H^-1}
 ROUNDED = 1e-10  # decrement below which a step that gains nothing is taken for rounding
 MAX_STEPS = 100
+EASY_CONDITION = 1e4
+"""Of the preconditioned H: up to here conjugate gradients need some hundred products at most."""
 
 
 @dataclass(frozen=True)
@@ -127,9 +129,10 @@ def find_stationary_point(
         candidate = _State.at(problem, rows, weight, start)
         if float(candidate.gradient @ curvature.solve(candidate.gradient)) <= 1e4 * STATIONARY:
             stored = candidate
+    form = kind or choose_kind(rows, problem.penalty)
     here = curvature if stored is not None and curvature is not None else None
     if here is None:
-        here = factor(rows, logged.diagonal, problem.penalty, kind)
+        here = _for_steps(rows, logged.diagonal, problem.penalty, form)
     gap = 0.5 * float(logged.gradient @ here.solve(logged.gradient))
     relative = gap / max(logged.value, np.finfo(float).tiny)
     if not relative <= REFUSE_GAP:
@@ -141,7 +144,9 @@ def find_stationary_point(
     if stored is not None:
         state, steps = stored, 0
     else:
-        state, here, steps = _minimise(problem, rows, weight, logged, here, kind)
+        state, here, steps = _minimise(problem, rows, weight, logged, here)
+        if steps or here.kind != form:
+            here = factor(rows, state.diagonal, problem.penalty, form)
     residual = math.sqrt(max(float(state.gradient @ here.solve(state.gradient)), 0.0))
     polished = not np.array_equal(state.theta, problem.theta)
     report = Stationarity(gap, relative, residual, polished=polished, steps=steps)
@@ -158,8 +163,12 @@ def refit(problem: Problem, rows: Rows, theta: FloatArray, kind: str | None = No
     """
     weight = row_weights(problem, rows)
     first = _State.at(problem, rows, weight, theta)
-    here = factor(rows, first.diagonal, problem.penalty, kind)
-    state, here, steps = _minimise(problem, rows, weight, first, here, kind)
+    form = kind or choose_kind(rows, problem.penalty)
+    state, here, steps = _minimise(
+        problem, rows, weight, first, _for_steps(rows, first.diagonal, problem.penalty, form)
+    )
+    if steps or here.kind != form:
+        here = factor(rows, state.diagonal, problem.penalty, form)
     residual = math.sqrt(max(float(state.gradient @ here.solve(state.gradient)), 0.0))
     report = Stationarity(np.nan, np.nan, residual, polished=True, steps=steps)
     return StationaryPoint(state.theta, state.margin, state.probability, weight, state.diagonal, here, report)
@@ -186,13 +195,12 @@ class _State:
 
 
 def _minimise(
-    problem: Problem, rows: Rows, weight: FloatArray, state: _State, here: Curvature, kind: str | None
+    problem: Problem, rows: Rows, weight: FloatArray, state: _State, here: Curvature
 ) -> tuple[_State, Curvature, int]:
-    """Chord-Newton steps, halved until the objective falls; H factored anew where the decrement falls slowly.
+    """Chord-Newton steps, halved until the objective falls; H taken anew where the decrement falls slowly.
 
-    Returns the minimiser, the curvature there and the number of steps.
+    Returns the minimiser, the curvature that led to it and the number of steps.
     """
-    kind = kind or here.kind
     direction = here.solve(state.gradient)
     decrement = float(state.gradient @ direction)
     steps = 0
@@ -217,9 +225,19 @@ def _minimise(
         state, decrement, direction = trial, trial_decrement, trial_direction
         steps += 1
         if slow and decrement > STATIONARY:
-            here = factor(rows, state.diagonal, problem.penalty, kind)
+            here = factor(rows, state.diagonal, problem.penalty, here.kind)
             direction = here.solve(state.gradient)
             decrement = float(state.gradient @ direction)
-    if steps:
-        here = factor(rows, state.diagonal, problem.penalty, kind)
     return state, here, steps
+
+
+def _for_steps(rows: Rows, diagonal: FloatArray, penalty: FloatArray, form: str) -> Curvature:
+    """H for the steps to the minimiser: products alone where sparse rows are well conditioned, else ``form``."""
+    if rows.sparse and form != "cg":
+        try:
+            products = factor(rows, diagonal, penalty, "cg")
+        except SingularHessianError:
+            return factor(rows, diagonal, penalty, form)
+        if products.condition < EASY_CONDITION:
+            return products
+    return factor(rows, diagonal, penalty, form)

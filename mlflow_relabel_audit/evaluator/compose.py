@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import math
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from mlflow_relabel_audit.autolog.compose import table_rows
 from mlflow_relabel_audit.errors import RequestError, UnsupportedModelError
 from mlflow_relabel_audit.stages import report_context
 from mlflow_relabel_audit.tracking import Columns, LoadedModel, ResolvedModel, Store, Subject, TableRows
+from mlflow_relabel_audit.tracking.store import failures
 
 NAME = "relabel_audit"
 FOLDER = f"{tracking.FOLDER}/evaluation"
@@ -52,8 +52,8 @@ def audit_evaluation(
         The configuration, the model or the rows are wrong, or the store failed.
     """
     _check_names(config)
-    with tracking.quiet(), tempfile.TemporaryDirectory(prefix="relabel-audit-") as folder:
-        return _evaluate(model, dataset, run_id, model_id, config, Path(folder))
+    with tracking.workspace() as folder:
+        return _evaluate(model, dataset, run_id, model_id, config, folder)
 
 
 def _evaluate(
@@ -76,14 +76,16 @@ def _evaluate(
     context = report_context(subject, False, caught)
     page = tracking.text_file(folder, "robustness.html", reports.render_robustness(result, context))
     table = tracking.parquet_file(folder, "predictions.parquet", result.predictions)
-    for item in (page, table):
-        store.client.log_artifact(run_id, str(item.file), FOLDER)
+    with failures(f"writing the audit to run {run_id}"):
+        for item in (page, table):
+            store.client.log_artifact(run_id, str(item.file), FOLDER)
     metrics = _metrics(result, time.monotonic() - began)
     if model_id is None:  # otherwise MLflow logs what is returned, linked to the model and the dataset
         now = int(time.time() * 1000)
         link = {"dataset_name": str(dataset.name), "dataset_digest": str(dataset.digest)}
         values = [RunMetric(key, value, now, 0, run_id=run_id, **link) for key, value in metrics.items()]
-        store.client.log_batch(run_id, metrics=values, synchronous=True)
+        with failures(f"logging the metrics of run {run_id}"):
+            store.client.log_batch(run_id, metrics=values, synchronous=True)
     uri = f"runs:/{run_id}/{FOLDER}/predictions.parquet"
     artifact = ParquetEvaluationArtifact(uri, result.predictions)  # type: ignore[no-untyped-call]
     found = {f"{NAME}_predictions": artifact}

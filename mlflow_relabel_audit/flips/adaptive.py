@@ -20,6 +20,7 @@ from mlflow_relabel_audit.problem import FloatArray, IntArray
 SOLVE_TOLERANCE = 1e-3
 SOLVE_ITERATIONS = 25
 GROUP = 64
+GROUP_BYTES = 2**31
 
 
 def shrink(
@@ -50,8 +51,9 @@ def shrink(
             break
         orders = list(block.orders)
         upper = [0] * len(best)
-        for start in range(0, len(candidates), GROUP):
-            group = np.asarray(candidates[start : start + GROUP])
+        size = int(np.clip(GROUP_BYTES // (64 * max(searcher.rows.n, 1)), 1, GROUP))
+        for start in range(0, len(candidates), size):
+            group = np.asarray(candidates[start : start + size])
             for t, order in zip(group, _rank_again(searcher, effect, block, best, group), strict=True):
                 orders[t], upper[t] = order, best[t].k
         smaller = searcher.run(block, orders=orders, upper=upper, keep_theta=True)
@@ -84,7 +86,7 @@ def _rank_again(
         ranked = head[np.argsort(-gains[head, column], kind="stable")]
         ranked = ranked[gains[ranked, column] > 0]
         first = block.orders[t]
-        orders.append(InfluenceOrder(ranked, gains[ranked, column], False, first.k_estimate, first.k_paper))
+        orders.append(InfluenceOrder(ranked, gains[ranked, column], np.inf, first.k_estimate, first.k_paper))
     return orders
 
 
@@ -107,7 +109,8 @@ def _solve_at(searcher: VerifiedSearch, curvature: FloatArray, right: FloatArray
             break
         turned = image(direction)
         bend = np.einsum("ij,ij->j", direction, turned)
-        step = np.divide(rho, bend, out=np.zeros_like(rho), where=bend > 0)
+        moving = (bend > 0) & (rho > goal)  # a column that is done stays as it is, whatever the others need
+        step = np.divide(rho, bend, out=np.zeros_like(rho), where=moving)
         solution += step * direction
         residual -= step * turned
         conditioned = solve(residual)

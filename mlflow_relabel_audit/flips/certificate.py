@@ -117,6 +117,7 @@ SECANT_FLOPS = 2e10
 SHARES = (0.75, 0.5, 0.25, 0.0)
 """Shares of the largest w_j down to which the choice of tau looks, one after the other."""
 UNIT = 2.0**-53
+LEVEL_BYTES = 2**29
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,14 @@ class Rounding:
         margin = 4.0 * (rows.p + 3) * UNIT * float(np.linalg.norm(point.theta)) * np.sqrt(trace)
         residual = point.stationarity.residual * (1.0 + form) + gradient
         return cls(float(form), float(residual), float(margin))
+
+
+def few_levels(levels: list[int], n: int) -> tuple[int, ...]:
+    """As many of the levels as fit in 512 MiB, evenly spread: a level holds seven vectors of length n."""
+    most = max(2, LEVEL_BYTES // (56 * max(n, 1)))
+    if len(levels) <= most:
+        return tuple(levels)
+    return tuple(levels[place] for place in np.linspace(0, len(levels) - 1, most).round().astype(int))
 
 
 class Certificate:
@@ -225,7 +234,7 @@ class Certificate:
         sign = 2.0 * rows.y - 1.0
         certificate = cls(state, sign, (), terms, problem.cut)
         sound = np.isfinite(norms).all() and terms.form < MAX_ROUNDING and terms.residual < MAX_ROUNDING
-        levels = tuple(k for k in LEVELS if k <= min(max_level, rows.n))
+        levels = few_levels([k for k in LEVELS if k <= min(max_level, rows.n)], rows.n)
         if weights.balanced or not sound or not levels:
             return certificate
         kernel = kernel_norms(rows, point.curvature, problem.penalty, norms, terms.form)

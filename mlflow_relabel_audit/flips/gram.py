@@ -24,7 +24,7 @@ import numpy as np
 from scipy.linalg import solve_triangular
 
 from mlflow_relabel_audit.curvature import Curvature
-from mlflow_relabel_audit.problem import FloatArray, IntArray
+from mlflow_relabel_audit.problem import FloatArray
 from mlflow_relabel_audit.rows import Rows
 
 BLOCK_BYTES = 2**24
@@ -95,9 +95,7 @@ def kernel_norms(
     mu, turn = np.linalg.eigh(half @ half.T)
     basis = solve_triangular(lower, turn, lower=True, trans="T", check_finite=False)
     functions = np.stack([1.0 - mu, np.abs(1.0 - 2.0 * mu), 1.0 - 2.0 * mu], axis=1)
-    forms = np.empty((rows.n, 3))
-    for block in rows.blocks():
-        forms[block.start : block.stop] = block.margins(basis) ** 2 @ functions
+    forms = rows.forms(basis, functions)
     slack = 8.0 * rounding * square
     data, turned, centre = forms.T
     return KernelNorms(
@@ -168,7 +166,7 @@ class GramSums:
         for start in range(0, n, length):
             index = np.arange(start, min(start + length, n))
             here, local = index, np.arange(len(index))
-            solved = curvature.solve(_columns(rows, index))
+            solved = curvature.solve(rows.columns(index))
             kernel = np.ascontiguousarray(rows.margins(solved).T)
             penalised = np.ascontiguousarray(rows.margins(curvature.solve(penalty[:, None] * solved)).T)
             around = np.abs(kernel)
@@ -218,11 +216,6 @@ class GramSums:
 
 def _block_length(p: int) -> int:
     return int(np.clip(BLOCK_BYTES // (8 * p), 32, 1024))
-
-
-def _columns(rows: Rows, index: IntArray) -> FloatArray:
-    part = rows.take(index)
-    return np.ascontiguousarray((part.toarray() if rows.sparse else part).T)
 
 
 def _tails(values: FloatArray, depth: int) -> tuple[FloatArray, FloatArray]:

@@ -265,11 +265,7 @@ class SecantBoxes:
         if lower is None or self._rows.sparse:
             return curvature.row_norms(self._rows)
         basis = np.ascontiguousarray(solve_triangular(lower, np.eye(len(lower)), lower=True).T)
-        out = np.empty(self._rows.n)
-        for block in self._rows.blocks():
-            coordinates = block.margins(basis)
-            out[block.start : block.stop] = np.einsum("ij,ij->i", coordinates, coordinates)
-        return np.sqrt(out)
+        return np.sqrt(self._rows.forms(basis, np.ones(len(lower))))
 
 
 def expand(sums: SetSums, spread: FloatArray, state: RowState, rho: FloatArray, k: int) -> Box:

@@ -6,6 +6,7 @@ only the head of each order is kept, and grown where its sum falls short.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -16,13 +17,15 @@ from mlflow_relabel_audit.curvature.stationary import sigmoid
 from mlflow_relabel_audit.errors import RequestError
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect
 from mlflow_relabel_audit.problem import FloatArray, IntArray
-from mlflow_relabel_audit.rows import Rows
+from mlflow_relabel_audit.rows import RowBlock, Rows
 
 BUFFER_BYTES = 2**27
-MAX_BLOCK = 256
+MAX_BLOCK, MIN_BLOCK = 256, 64
 FIRST_HEAD = 32
 SAMPLE = 512
-TINY = np.finfo(np.float32).tiny
+DEEP = 3.0
+"""The paper's goal beyond so many times the margin's is not ranked for, only counted."""
+TINY = float(np.finfo(np.float32).tiny)
 CHUNK_BYTES = 2**20
 CLOSE = 1e-5
 """Where a cumulative float32 influence is this near to its target, the sum is taken again in float64."""
@@ -38,8 +41,8 @@ class InfluenceOrder:
         training rows, the one that moves the margin furthest toward the flip first; equal ones by position.
     influence : ndarray of shape (K,), float64
         how far each moves the margin toward the flip, all positive.
-    complete : bool
-        whether every row with a positive influence is in the head.
+    floor : float
+        every row whose float32 influence reaches it is in the head; the least positive one where the head is complete.
     k_estimate : int
         labels whose summed influence carries the margin to zero; 0 where even all of them do not.
     k_paper : int
@@ -48,9 +51,14 @@ class InfluenceOrder:
 
     index: IntArray
     influence: FloatArray
-    complete: bool
+    floor: float
     k_estimate: int
     k_paper: int
+
+    @property
+    def complete(self) -> bool:
+        """Whether every row with a positive influence is in the head."""
+        return self.floor <= TINY
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,7 @@ class EstimateBlock:
     direction : ndarray of shape (p, B)
         u_t = H^-1 x_t.
     response : ndarray of shape (B, n), float32
-        ``toward_t x_i . u_t``; valid until the next block is drawn.
+        ``toward_t x_i . u_t``; valid until the next block is drawn, None where blocks were joined.
     toward : ndarray of shape (B,)
         +1 where the margin has to rise for the flip, -1 where it has to fall.
     orders : list of InfluenceOrder
@@ -79,14 +87,36 @@ class EstimateBlock:
     rows: FloatArray = field(repr=False)
     margin: FloatArray
     direction: FloatArray = field(repr=False)
-    response: FloatArray = field(repr=False)
+    response: FloatArray | None = field(repr=False)
     toward: FloatArray
     orders: list[InfluenceOrder] = field(repr=False)
 
+    @classmethod
+    def joined(cls, blocks: list[EstimateBlock]) -> EstimateBlock:
+        """Blocks that follow one another as one; of several, the responses are gone."""
+        if len(blocks) == 1:
+            return blocks[0]
+        return cls(
+            blocks[0].start,
+            blocks[-1].stop,
+            np.concatenate([block.rows for block in blocks], axis=1),
+            np.concatenate([block.margin for block in blocks]),
+            np.concatenate([block.direction for block in blocks], axis=1),
+            None,
+            np.concatenate([block.toward for block in blocks]),
+            [order for block in blocks for order in block.orders],
+        )
 
-def block_width(n: int) -> int:
-    """How many predictions share one pass, so that their influences stay within 128 MiB."""
-    return int(np.clip(BUFFER_BYTES // (4 * max(n, 1)), 1, MAX_BLOCK))
+
+def block_width(rows: Rows) -> int:
+    """How many predictions share one pass: their influences take half of the rows' memory, 16 to 128 MiB.
+
+    Under a memory limit they take a quarter of what is left beside the rows, too.
+    """
+    most = min(BUFFER_BYTES, max(4 * rows.nnz, 4 * MIN_BLOCK * rows.n, BUFFER_BYTES // 8))
+    if rows.store.room is not None:
+        most = min(most, rows.store.room // 4)
+    return int(np.clip(most // (4 * max(rows.n, 1)), 1, MAX_BLOCK))
 
 
 def respond(rows: Rows, direction: FloatArray, out: FloatArray) -> FloatArray:
@@ -105,17 +135,21 @@ def respond(rows: Rows, direction: FloatArray, out: FloatArray) -> FloatArray:
             f"influences: up to {np.abs(direction).max():.1e} per unit of a feature, beyond float32; scale the "
             "features (StandardScaler) or strengthen the penalty, and log that model"
         ) from error
-    features = narrow[:-1] if rows.intercept else narrow
-    turned = np.ascontiguousarray(features.T)
-    for block in rows.blocks(np.float32, length=max(rows.block_length(), 2048)):
-        part = out[:, block.start : block.stop]
-        if rows.sparse:
-            part[...] = (block.features @ features).T
-        else:
-            np.matmul(turned, block.features.T, out=part)
-    if rows.intercept:
-        out += narrow[-1][:, None]
-    return out
+    return np.asarray(rows.collect(_respond, narrow, out=out, axis=1))
+
+
+def _respond(block: RowBlock, out: FloatArray, narrow: FloatArray) -> None:
+    length = max(block.piece_length(), 2048)
+    if block.sparse:
+        for within, piece in block.pieces(length, np.float32):
+            out[:, within] = piece.margins(narrow).T
+        return
+    turned = np.ascontiguousarray(narrow.T)
+    scratch = np.ones((min(length, block.rows), block.p), dtype=np.float32)
+    for within, piece in block.pieces(length, None):
+        dense = scratch[: within.stop - within.start]
+        dense[:, : piece.features.shape[1]] = piece.features
+        np.matmul(turned, dense.T, out=out[:, within])
 
 
 def response_error(rows: Rows, direction: FloatArray, square_norms: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -134,6 +168,7 @@ def estimate(
     evaluation: Rows,
     cut: float,
     width: int | None = None,
+    first: int = 0,
 ) -> Iterator[EstimateBlock]:
     """Yield the influence orders of the evaluation rows, block by block.
 
@@ -148,15 +183,16 @@ def estimate(
     cut : float
         logit of the threshold.
     width : int, optional
-        predictions in a block; by default as many as fit in 128 MiB, at most 256.
+        predictions in a block; `block_width` by default.
+    first : int
+        the evaluation row to begin with.
     """
-    width = min(width or block_width(rows.n), max(evaluation.n, 1))
+    width = min(width or block_width(rows), max(evaluation.n, 1))
     buffer = np.empty((width, rows.n), dtype=np.float32)
-    for start in range(0, evaluation.n, width):
+    for start in range(first, evaluation.n, width):
         stop = min(start + width, evaluation.n)
-        part = evaluation.take(np.arange(start, stop))
-        targets = np.ascontiguousarray((part.toarray() if evaluation.sparse else part).T)
-        margin = point.theta @ targets - cut
+        targets = evaluation.columns(np.arange(start, stop))
+        margin = (point.theta[:, None] * targets).sum(axis=0) - cut  # the same whatever shares the block
         toward = np.where(margin > 0, -1.0, 1.0)
         direction = point.curvature.solve(targets)
         response = respond(rows, direction * toward, buffer[: stop - start])
@@ -207,27 +243,28 @@ def _rank_chunk(
     orders: dict[int, InfluenceOrder] = {}
     doubtful = np.zeros(len(goal), dtype=bool)
     need = 1.25 * goal
+    wanted = np.maximum(need, np.where(goal_paper <= DEEP * goal, 1.05 * goal_paper, 0.0))
     pending = np.arange(len(goal))
     head = min(FIRST_HEAD, n)
     while pending.size:
         values = influence if len(pending) == len(influence) else influence[pending]
-        floor = _floor(values, need[pending], head)
+        floor = _floor(values, wanted[pending], head)
         index, gains, counts = _heads(values, floor)
         total = np.cumsum(gains, axis=1)
         complete = floor <= TINY
         done = complete | (total[:, -1] >= need[pending]) if total.shape[1] else complete
         sizes = []
-        for wanted in (goal[pending, None], goal_paper[pending, None]):
-            crossed = (total <= wanted).sum(axis=1) + 1
+        for each in (goal[pending, None], goal_paper[pending, None]):
+            crossed = (total <= each).sum(axis=1) + 1
             sizes.append(np.where(crossed <= counts, crossed, 0))
-            doubtful[pending] |= (np.abs(total - wanted) <= CLOSE * wanted).any(axis=1)
+            doubtful[pending] |= (np.abs(total - each) <= CLOSE * each).any(axis=1)
         past = pending[done & ~complete & (sizes[1] == 0)]
         beyond = dict(zip(past.tolist(), _counts(influence[past], goal_paper[past]), strict=True))
         for row in np.flatnonzero(done):
             t, count = int(pending[row]), int(counts[row])
             k_paper = beyond.get(t, int(sizes[1][row]))
             orders[t] = InfluenceOrder(
-                index[row, :count], gains[row, :count], bool(complete[row]), int(sizes[0][row]), k_paper
+                index[row, :count], gains[row, :count], float(floor[row]), int(sizes[0][row]), k_paper
             )
         pending = pending[~done]
         head = min(8 * head, n)
@@ -242,13 +279,26 @@ def _counts(influence: FloatArray, goal: FloatArray) -> list[int]:
     floor = _floor(influence, goal, 1)
     found = []
     for row, wanted, least, most in zip(influence, goal, floor, reachable, strict=True):
-        k = 0
-        for bound in (least, TINY):
-            if most > wanted and not k:
-                reaching = row[row >= bound]
-                k = _crossing(np.cumsum(-np.sort(-reaching), dtype=np.float64), float(wanted))
-        found.append(k)
+        k = _depth(row, float(wanted), float(least)) if most > wanted else 0
+        found.append(k or (_depth(row, float(wanted), TINY) if most > wanted else 0))
     return found
+
+
+def _depth(influence: FloatArray, goal: float, floor: float) -> int:
+    """How many of the largest influences add up beyond a goal, 0 where all that reach ``floor`` do not.
+
+    Values are binned by eighths of octaves; only the bin in which the sum crosses is sorted.
+    """
+    values = influence[influence >= floor]
+    level = values.view(np.uint32) >> np.uint32(20)
+    before = np.cumsum(np.bincount(level, weights=values, minlength=1)[::-1])
+    place = int(np.searchsorted(before, goal, side="right"))
+    if place == len(before):
+        return 0
+    there = len(before) - 1 - place
+    above = float(before[place - 1]) if place else 0.0
+    inside = np.cumsum(-np.sort(-values[level == there]), dtype=np.float64)[:-1] + above
+    return int(np.count_nonzero(level > there)) + int(np.searchsorted(inside, goal, side="right")) + 1
 
 
 def _floor(values: FloatArray, need: FloatArray, head: int) -> FloatArray:
@@ -302,28 +352,58 @@ def _decide(
     goal: float,
     goal_paper: float,
 ) -> InfluenceOrder:
-    """Take the head's influences again in float64."""
-    index = np.sort(order.index)
-    response = np.asarray(rows.take(index) @ direction).ravel()
-    gains = -effect.coefficient[index] * response + shift * effect.count[index]
-    ranked = np.argsort(-gains, kind="stable")
-    ranked = ranked[gains[ranked] > 0]
-    gains = gains[ranked]
+    """Take the head's sums again from float64 influences."""
+    index, gains = _ranked(rows, effect, direction, shift, np.sort(order.index))
     total = np.cumsum(gains)
     k_paper = _crossing(total, goal_paper)
     if not k_paper and not order.complete:
         k_paper = order.k_paper
-    return InfluenceOrder(index[ranked], gains, order.complete, _crossing(total, goal), k_paper)
+    return InfluenceOrder(index, gains, order.floor, _crossing(total, goal), k_paper)
+
+
+def _ranked(
+    rows: Rows, effect: RelabelEffect, direction: FloatArray, shift: float, index: IntArray | None = None
+) -> tuple[IntArray, FloatArray]:
+    """Rank rows, all by default, whose influence is positive, from float64 products.
+
+    Influences are rounded to float32 before they are compared: identical rows then tie, and ties go by position,
+    however a product's own rounding falls.
+    """
+    if index is None:
+        index, response = np.arange(rows.n), rows.margins(direction)
+    else:
+        response = np.asarray(rows.take(index) @ direction).ravel()
+    gains = (shift * effect.count[index] - effect.coefficient[index] * response).astype(np.float32)
+    ranked = np.argsort(-gains, kind="stable")
+    ranked = ranked[gains[ranked] > 0]
+    return index[ranked], gains[ranked].astype(np.float64)
+
+
+def decided_head(
+    rows: Rows, effect: RelabelEffect, direction: FloatArray, toward: float, order: InfluenceOrder, error: float
+) -> InfluenceOrder:
+    """The part of a head whose order does not hang on float32, ranked by float64 products.
+
+    A prefix of the order is then the same set whatever predictions shared its block. ``error`` bounds the rounding
+    of any row's float32 influence; members within it of the floor are left out, as others may belong before them.
+    """
+    shift = -toward * float(effect.shared @ direction)
+    index, gains = _ranked(rows, effect, direction * toward, shift, np.sort(order.index))
+    if not order.complete:
+        error += 2.0**-22 * abs(shift) * float(np.abs(effect.count).max())
+        sure = int(np.searchsorted(-gains, -(order.floor + error)))
+        index, gains = index[:sure], gains[:sure]
+    return dataclasses.replace(order, index=index, influence=gains)
 
 
 def complete_order(
     rows: Rows, effect: RelabelEffect, direction: FloatArray, toward: float, order: InfluenceOrder
 ) -> InfluenceOrder:
-    """The whole order of one prediction in float64, for a search that outruns the head."""
-    response = rows.margins(direction * toward)
-    gains = -effect.coefficient * response - effect.count * float(effect.shared @ direction) * toward
-    positive = np.flatnonzero(gains > 0)
-    ranked = positive[np.argsort(-gains[positive], kind="stable")]
-    known = np.isin(ranked, order.index, assume_unique=True)
-    index = np.concatenate([order.index, ranked[~known]])
-    return InfluenceOrder(index, np.maximum(gains[index], 0.0), True, order.k_estimate, order.k_paper)
+    """The whole order of one prediction, for a search that outruns the head."""
+    shift = -toward * float(effect.shared @ direction)
+    index, gains = _ranked(rows, effect, direction * toward, shift)
+    known = np.isin(index, order.index, assume_unique=True)
+    index = np.concatenate([order.index, index[~known]])
+    return dataclasses.replace(
+        order, index=index, influence=np.concatenate([order.influence, gains[~known]]), floor=float(TINY)
+    )

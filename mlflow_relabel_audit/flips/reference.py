@@ -41,9 +41,8 @@ def largest_norm(rows: Rows, own: Curvature, squares: FloatArray, below: float, 
     if count >= rows.n:
         return float(own.row_norms(rows).max())
     order = np.argpartition(-squares, count - 1)
-    part = rows.take(order[:count])
-    columns = (part.toarray() if rows.sparse else part).T
-    exact = float(np.einsum("ij,ij->j", columns, own.solve(np.ascontiguousarray(columns))).max())
+    columns = rows.columns(order[:count])
+    exact = float(np.einsum("ij,ij->j", columns, own.solve(columns)).max())
     others = float(squares[order[count:]].max(initial=0.0))
     if below <= 0:
         return np.inf if others > 0 else math.sqrt(max(exact, 0.0))

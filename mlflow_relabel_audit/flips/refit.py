@@ -27,6 +27,9 @@ Stationarity is the exact equation ``r + Hbar delta = 0``. Write H for the refer
    ``Q = sum (d0 - d)^2 response^2 / d``, ``C = sum d response^2``, ``w = phi(-rho) - 1``.
 4. *Plain bound.* ``|x_t . delta| <= ||x_t||_{H^-1} eps / (kappa phi)``.
 
+5. *Moves.* Relabelling one more row moves r by ``a_i x_i`` and so eps by ``|a_i| h_i`` at most: a sign may be proved
+   for a neighbouring k without solving with H again.
+
 The margin after the refit is thus known to within an interval from either bound; a sign is proved where one of
 them leaves zero outside. ``response`` may be any upper bound of ``|x_i . u|`` in 3, which absorbs its float32 rounding.
 """
@@ -34,24 +37,35 @@ them leaves zero outside. ``response`` may be any upper bound of ``|x_i . u|`` i
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
-import scipy.sparse as sp
 
 from mlflow_relabel_audit.curvature import Curvature, StationaryPoint
-from mlflow_relabel_audit.curvature.stationary import sigmoid
+from mlflow_relabel_audit.curvature.primal import FEW
+from mlflow_relabel_audit.flips import passes
+from mlflow_relabel_audit.flips.passes import Cells, Kept, OwnCells, Weighing
 from mlflow_relabel_audit.flips.reference import EXACT_NORMS, LEAST_KAPPA, SPECTRAL_LEVELS, largest_norm, spectral_bound
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect
 from mlflow_relabel_audit.problem import FloatArray, IntArray, Problem
-from mlflow_relabel_audit.rows import Rows
+from mlflow_relabel_audit.rows import Join, Rows, Step
 
 LONG_STEP = 0.5
 """A move of some margin beyond which the line search looks again at where its Newton step leads."""
 LINE_STEPS = 6
 FLAT = 0.3
 """Share of the first slope at which the line search is content."""
+KEPT_BYTES = 2**28
+"""What is kept beside the rows between passes at most; beyond that, passes compute it anew."""
 ROUNDING = 1e-10
 """Relative slack for float64 rounding in the sums of the sign proof."""
+
+
+def keeps(rows: Rows, width: int) -> bool:
+    """Whether what belongs to each row and column is kept between passes, by its size alone where there is room."""
+    size = passes.BYTES * rows.n * width
+    room = rows.store.room
+    return rows.store.local and size <= (KEPT_BYTES if room is None else min(KEPT_BYTES, room // 2))
 
 
 class RefitBlock:
@@ -64,7 +78,10 @@ class RefitBlock:
     row_norms : ndarray of shape (n,)
         ``||x_i||_{H^-1}`` or upper bounds.
     width : int
-        the number of columns kept at once; see `load`.
+        the number of columns refitted at once; see `load`.
+    keep : bool, optional
+        whether what belongs to each row and column stays in memory between passes (`passes.Kept`); by default
+        where it is small and the rows are in this process.
     """
 
     def __init__(
@@ -75,6 +92,8 @@ class RefitBlock:
         effect: RelabelEffect,
         row_norms: FloatArray,
         width: int,
+        *,
+        keep: bool | None = None,
     ) -> None:
         self.problem, self.rows, self.point, self.effect = problem, rows, point, effect
         self.products = 0.0
@@ -84,29 +103,29 @@ class RefitBlock:
         self._leverage_scale = np.ones(width)
         self._total = float(rows.base_weight.sum())
         self._positive = float(rows.base_weight @ rows.y)
-        p, n = rows.p, rows.n
+        p = rows.p
+        self._kept = Kept.empty(rows.n, width) if (keeps(rows, width) if keep is None else keep) else None
         self.targets = np.zeros((p, width))
         self.u = np.zeros((p, width))
         self.theta = np.zeros((p, width))
-        self.z = np.zeros((n, width))
-        self.response = np.zeros((n, width), dtype=np.float32)
         self.relabelled: list[IntArray] = [np.zeros(0, dtype=np.int64)] * width
         self.gradient = np.zeros((p, width))
         self._direction = np.zeros((p, width))
         self._conditioned = np.zeros((p, width))
+        self._solved = np.zeros((p, width))  # the gradient that it belongs to
         self._previous = np.zeros((p, width))
-        self._curvature = np.zeros((n, width))
-        self._reference = np.zeros((n, width))
         self._own: list[Curvature | None] = [None] * width
+        self._own_index: list[IntArray] = [np.zeros(0, dtype=np.int64)] * width
+        self._own_weight: list[FloatArray] = [np.zeros(0)] * width
         self._norm_max = np.zeros(width)
-        self._image = np.zeros((n, width))
         self._rho: FloatArray = np.zeros(width)  # r . H^-1 r of the direction's step; 0 restarts
+        self._epsilon: FloatArray = np.zeros(width)  # ||r||_{H^-1} when it was last solved for
+        self._stray: FloatArray = np.zeros(width)  # how far r can have moved from there, in that norm
         self._target_norm = np.zeros(width)
         self.kappa = np.ones(width)
         self._q = np.zeros(width)
         self._c = np.zeros(width)
-        self._pairs = np.zeros((0, 2), dtype=np.int64)
-        self._stale_pairs = True
+        self._cells: tuple[Cells, Cells] | None = None
 
     # -- filling and emptying columns -----------------------------------------------------------------------
 
@@ -115,16 +134,18 @@ class RefitBlock:
         """Columns held."""
         return self.theta.shape[1]
 
-    def load(self, slot: int, target: FloatArray, u: FloatArray, response: FloatArray) -> None:
+    def load(self, slot: int, target: FloatArray, u: FloatArray, response: FloatArray | None) -> None:
         """Start a prediction afresh in a column: at the fitted point, nothing relabelled.
 
-        ``response`` is an upper bound of ``|x_i . u|``, shape (n,).
+        ``response`` is an upper bound of ``|x_i . u|``, shape (n,), needed where it is kept between passes.
         """
         self.targets[:, slot] = target
         self.u[:, slot] = u
-        self.response[:, slot] = response
-        self._reference[:, slot] = self.point.diagonal
+        if self._kept is not None:
+            self._kept.response[:, slot] = response
+            self._kept.reference[:, slot] = self.point.diagonal
         self._own[slot] = None
+        self._own_index[slot], self._own_weight[slot] = np.zeros(0, dtype=np.int64), np.zeros(0)
         self._leverage_scale[slot] = 1.0
         self._norm_max[slot] = self._shared_norm_max
         self._target_norm[slot] = np.sqrt(max(float(target @ u), 0.0))
@@ -133,16 +154,19 @@ class RefitBlock:
     def restart(self, slot: int) -> None:
         """Take a column back to the fitted point with nothing relabelled; its reference stays."""
         self.theta[:, slot] = self.point.theta
-        self.z[:, slot] = self.point.margin
-        self._curvature[:, slot] = self.point.diagonal
+        if self._kept is not None:
+            self._kept.z[:, slot] = self.point.margin
+            self._kept.curvature[:, slot] = self.point.diagonal
         self.gradient[:, slot] = 0.0
         self.relabelled[slot] = np.zeros(0, dtype=np.int64)
         self._rho[slot] = 0.0
+        self._epsilon[slot] = self._stray[slot] = 0.0
+        self._conditioned[:, slot] = self._solved[:, slot] = 0.0
         shared = self._own[slot] is None
         self.kappa[slot] = 1.0 if shared else 0.0  # against an own reference nothing is known here yet
         self._q[slot] = 0.0
         self._c[slot] = self._target_norm[slot] ** 2
-        self._stale_pairs = True
+        self._cells = None
 
     def refresh(self, slot: int, count: int) -> None:
         """Give a column a reference of its own: H with the rows whose curvature changed most as they are now.
@@ -154,7 +178,7 @@ class RefitBlock:
         SingularHessianError
             The reference cannot be inverted: the column has run off to where rows carry no curvature.
         """
-        rows, fitted, now = self.rows, self.point.diagonal, self._curvature[:, slot]
+        rows, fitted, now = self.rows, self.point.diagonal, self._curvature_of(slot)
         count = min(count, rows.n)
         weight = np.abs(now - fitted) * self._square_row_norms
         index = np.sort(np.argpartition(-weight, count - 1)[:count])
@@ -163,8 +187,13 @@ class RefitBlock:
         own = self.point.curvature.updated(rows, self.problem.penalty, reference, index, (now - fitted)[index])
         u = own.solve(self.targets[:, slot])
         response = np.abs(rows.margins(u))
-        self._own[slot], self._reference[:, slot], self.u[:, slot] = own, reference, u
-        self.response[:, slot] = response * (1.0 + 2.0**-22)  # float32 may round down, the bound has to stay one
+        self._own[slot], self.u[:, slot] = own, u
+        if self._kept is not None:
+            self._kept.reference[:, slot] = reference
+            self._kept.response[:, slot] = response * (1.0 + 2.0**-22)  # float32 may round down, a bound may not
+        else:
+            self._own_index[slot], self._own_weight[slot] = index, reference[index]
+        self._cells = None
         self._target_norm[slot] = math.sqrt(max(float(self.targets[:, slot] @ u), 0.0))
         below = spectral_bound(reference, fitted, self._square_row_norms)
         self._leverage_scale[slot] = 1.0 / below if below > LEAST_KAPPA else np.inf
@@ -176,22 +205,22 @@ class RefitBlock:
         with np.errstate(over="ignore"):
             self._q[slot] = float(np.sum(moved**2 / np.maximum(now, np.finfo(float).tiny)))
         self._c[slot] = float(now @ response**2)
-        self._rho[slot] = 0.0
+        self._rho[slot], self._stray[slot] = 0.0, np.inf
         self.products += 1
         self.refreshed += 1
 
     def keep(self, slots: IntArray) -> None:
         """Drop every column but ``slots``."""
-        for name in (
-            "targets", "u", "theta", "z", "response", "gradient",
-            "_direction", "_conditioned", "_previous", "_curvature", "_reference", "_image",
-        ):  # fmt: skip
+        if self._kept is not None:
+            self._kept = self._kept.columns(slots)
+        for name in ("targets", "u", "theta", "gradient", "_direction", "_conditioned", "_solved", "_previous"):
             setattr(self, name, np.ascontiguousarray(getattr(self, name)[:, slots]))
-        for name in ("_rho", "_target_norm", "_norm_max", "_leverage_scale", "kappa", "_q", "_c"):
+        for name in ("_rho", "_epsilon", "_stray", "_target_norm", "_norm_max", "_leverage_scale", "kappa", "_q", "_c"):
             setattr(self, name, getattr(self, name)[slots])
         self.relabelled = [self.relabelled[slot] for slot in slots]
-        self._own = [self._own[slot] for slot in slots]
-        self._stale_pairs = True
+        for name in ("_own", "_own_index", "_own_weight"):
+            setattr(self, name, [getattr(self, name)[slot] for slot in slots])
+        self._cells = None
 
     # -- the relabelled sets ---------------------------------------------------------------------------------
 
@@ -208,12 +237,14 @@ class RefitBlock:
             else:
                 parts = ((old, -1.0), (new, 1.0))
             for part, direction in parts:
+                reach = float(np.abs(self.effect.coefficient[part]) @ np.sqrt(self._square_row_norms[part]))
+                self._stray[slot] += reach * math.sqrt(self._leverage_scale[slot]) if reach else 0.0
                 index.append(part)
                 column.append(np.full(len(part), slot))
                 sign.append(np.full(len(part), direction))
             self.relabelled[slot] = new
             self._rho[slot] = 0.0
-        self._stale_pairs = True
+        self._cells = None
         if self.effect.linear:
             rows_moved = np.concatenate(index)
             self._move_gradient(
@@ -222,27 +253,9 @@ class RefitBlock:
         else:
             self._evaluate(slots)
 
-    def _move_gradient(self, index: IntArray, column: IntArray, amount: FloatArray, length: int = 8192) -> None:
-        for start in range(0, len(index), length):
-            part = slice(start, start + length)
-            size = len(index[part])
-            spread = sp.csr_matrix((amount[part], (column[part], np.arange(size))), shape=(self.width, size))
-            moved = spread @ self.rows.take(index[part])
-            self.gradient += (moved.toarray() if sp.issparse(moved) else moved).T
+    def _move_gradient(self, index: IntArray, column: IntArray, amount: FloatArray) -> None:
+        self.gradient += self.rows.spread(index, column, amount, self.width)
         self.products += len(index) / self.rows.n
-
-    def _pairs_in(self, start: int, stop: int) -> tuple[IntArray, IntArray]:
-        """(row within the block, column) of the relabelled rows of ``start:stop``."""
-        if self._stale_pairs:
-            lengths = [len(part) for part in self.relabelled]
-            index = np.concatenate(self.relabelled) if self.relabelled else np.zeros(0, dtype=np.int64)
-            column = np.repeat(np.arange(self.width), lengths)
-            ranked = np.argsort(index, kind="stable")
-            self._pairs = np.stack([index[ranked], column[ranked]], axis=1)
-            self._stale_pairs = False
-        low, high = np.searchsorted(self._pairs[:, 0], (start, stop))
-        pairs = self._pairs[low:high]
-        return pairs[:, 0] - start, pairs[:, 1]
 
     def _class_weights(self) -> FloatArray:
         """Class weights under each column's relabelled set, shape (2, B)."""
@@ -253,90 +266,84 @@ class RefitBlock:
 
     # -- passes over the rows --------------------------------------------------------------------------------
 
-    def _residual(self, part: slice, z: FloatArray, by_class: FloatArray, curvature: FloatArray) -> FloatArray:
-        """``s (sigma(z) - y)`` under each column's labels; fills ``curvature`` with ``s sigma(z) sigma(-z)``."""
-        y, base = self.rows.y[part], self.rows.base_weight[part]
-        weight = self.point.weight[part, None]
-        if self.problem.class_weight.balanced:
-            weight = base[:, None] * by_class[y.astype(np.intp)]
-        probability = sigmoid(z)
-        residual = probability - y[:, None]
-        residual *= weight
-        np.multiply(probability, 1.0 - probability, out=curvature)
-        curvature *= weight
-        where, column = self._pairs_in(part.start, part.stop)
-        if where.size:
-            flipped = 1.0 - y[where]
-            own = base[where] * by_class[flipped.astype(np.intp), column]
-            at = probability[where, column]
-            residual[where, column] = own * (at - flipped)
-            curvature[where, column] = own * at * (1.0 - at)
-        return np.asarray(residual)
+    def _weighing(self) -> Weighing:
+        return Weighing(self._class_weights(), self.problem.class_weight.balanced)
+
+    def _cells_in(self, start: int, stop: int) -> tuple[OwnCells]:
+        """What the rows ``start:stop`` are told: their relabelled cells, own references, what is kept."""
+        if self._cells is None:
+            self._cells = Cells.of(self.relabelled), Cells.of(self._own_index, self._own_weight)
+        relabelled, reference = (cells.part(start, stop) for cells in self._cells)
+        return (OwnCells(relabelled, reference, None if self._kept is None else self._kept.part(start, stop)),)
+
+    def _pass(self, step: Step, *arguments: Any, join: Join, vectors: tuple[FloatArray, ...] = ()) -> tuple[Any, ...]:
+        """One pass over the rows, which weigh and are labelled as each column has them."""
+        along = (self.rows.y, self.rows.base_weight, self.point.weight, *vectors)
+        found = self.rows.reduce(step, *arguments, self._weighing(), join=join, along=along, each=self._cells_in)
+        assert found is not None
+        return found
+
+    def _curvature_of(self, slot: int) -> FloatArray:
+        """Curvature weights of one column where it stands, shape (n,)."""
+        if self._kept is not None:
+            return self._kept.curvature[:, slot]
+        rows, weighing = self.rows, self._weighing()
+        only = Weighing(weighing.by_class[:, [slot]], weighing.balanced)
+        out = np.empty((rows.n, 1))
+        cells = Cells.of([self.relabelled[slot]])
+        passes.residual(
+            rows.margins(self.theta[:, [slot]]), rows.y, rows.base_weight, self.point.weight, only, cells, out
+        )
+        self.products += 1
+        return out[:, 0]
 
     def _evaluate(self, slots: IntArray | None = None, step: FloatArray | None = None) -> None:
         """One pass: move z by ``step`` times the image, then gradient, curvature weights and the proof's sums."""
-        rows = self.rows
-        by_class = self._class_weights()
-        gradient = self.problem.penalty[:, None] * self.theta
-        q, c = np.zeros(self.width), np.zeros(self.width)
-        least = np.ones(self.width)
-        short = np.zeros((len(SPECTRAL_LEVELS), self.width))
-        for block in rows.blocks(length=rows.block_length(3 * self.width)):
-            part = slice(block.start, block.stop)
-            z = self.z[part]
-            if step is not None:
-                z += step * self._image[part]
-            residual = self._residual(part, z, by_class, self._curvature[part])
-            gradient += block.pull(residual)
-            self._prove_sums(part, self._curvature[part], q, c, least, short)
+        gradient, q, c, short, least = self._pass(
+            passes.evaluate, self.theta, step, self.u,
+            join=passes.EVALUATED, vectors=(self.point.diagonal, self._square_row_norms),
+        )  # fmt: skip
+        gradient = gradient + self.problem.penalty[:, None] * self.theta
         changed = np.arange(self.width) if slots is None else slots
         with np.errstate(invalid="ignore"):  # 0 times inf: nothing is known by leverages
             levels = (np.asarray(SPECTRAL_LEVELS)[:, None] - short * self._leverage_scale).max(axis=0)
         kappa = np.fmax(np.minimum(least, 1.0), levels)
         self.gradient[:, changed] = gradient[:, changed]
+        self._stray[changed] = np.inf
         self.kappa[changed], self._q[changed], self._c[changed] = kappa[changed], q[changed], c[changed]
-        self.products += len(changed)
-
-    def _prove_sums(
-        self,
-        part: slice,
-        curvature: FloatArray,
-        q: FloatArray,
-        c: FloatArray,
-        least: FloatArray,
-        short: FloatArray,
-    ) -> None:
-        reference = self._reference[part]
-        response = self.response[part]
-        weighted = curvature * response
-        c += np.einsum("ij,ij->j", weighted, response)
-        ratio = np.divide(curvature, reference, out=np.ones_like(curvature), where=reference > 0)
-        np.minimum(least, ratio.min(axis=0), out=least)
-        squares = self._square_row_norms[part]
-        for level, value in enumerate(SPECTRAL_LEVELS):
-            short[level] += squares @ np.maximum(value * reference - curvature, 0.0)
-        away = reference - curvature
-        away *= response
-        away *= away
-        with np.errstate(over="ignore"):  # a row whose curvature is gone: nothing can be proved, and inf says so
-            np.divide(away, np.maximum(curvature, np.finfo(float).tiny), out=weighted)
-            q += weighted.sum(axis=0)
+        self.products += len(changed) * (1 if self._kept is not None else 3)
 
     # -- one iteration ---------------------------------------------------------------------------------------
 
     def condition(self, slots: IntArray) -> None:
         """Solve the cached factor with the gradients of ``slots``; `prove` and `descend` read the result."""
+        slots = slots[self._stray[slots] > 0]
         shared = np.array([slot for slot in slots if self._own[slot] is None], dtype=np.intp)
+        curvature = self.point.curvature
+        if curvature.sparse_quick and shared.size:  # what a few sparse rows moved is solved for alone
+            moved = self.gradient[:, shared] - self._solved[:, shared]
+            few = FEW * np.count_nonzero(moved, axis=0) <= len(moved)
+            if few.any():
+                self._conditioned[:, shared[few]] += curvature.solve(moved[:, few])
+            shared = shared[~few]
         if shared.size:
-            self._conditioned[:, shared] = self.point.curvature.solve(np.ascontiguousarray(self.gradient[:, shared]))
+            self._conditioned[:, shared] = curvature.solve(np.ascontiguousarray(self.gradient[:, shared]))
         for slot in slots:
             own = self._own[slot]
             if own is not None:
                 self._conditioned[:, slot] = own.solve(self.gradient[:, slot])
+        square = np.einsum("ij,ij->j", self.gradient[:, slots], self._conditioned[:, slots])
+        self._epsilon[slots] = np.sqrt(np.maximum(square, 0.0))
+        self._solved[:, slots] = self.gradient[:, slots]
+        self._stray[slots] = 0.0
+
+    def conditioned(self) -> FloatArray:
+        """Whether each column's gradient is the one last solved for, shape (B,)."""
+        return self._stray == 0.0
 
     def decrements(self) -> FloatArray:
-        """``||gradient||^2`` under the references' inverses, shape (B,)."""
-        return np.asarray(np.einsum("ij,ij->j", self.gradient, self._conditioned))
+        """``||gradient||^2`` under the references' inverses when last solved for, shape (B,)."""
+        return self._epsilon**2
 
     def margins(self) -> FloatArray:
         """The margins at the present theta, shape (B,)."""
@@ -344,7 +351,8 @@ class RefitBlock:
 
     def prove(self) -> tuple[FloatArray, FloatArray]:
         """Margin after the refit, and a bound on the estimate's error (inf where none holds), each of shape (B,)."""
-        epsilon: FloatArray = np.sqrt(np.maximum(self.decrements(), 0.0)) * (1.0 + ROUNDING)
+        # a relabelled row moves the gradient by a_i x_i, and its norm by |a_i| h_i at most
+        epsilon: FloatArray = (self._epsilon + self._stray) * (1.0 + ROUNDING)
         here = self.margins()
         estimate = here - np.einsum("ij,ij->j", self.u, self.gradient)
         kappa = np.maximum(self.kappa, 0.0)
@@ -382,51 +390,40 @@ class RefitBlock:
 
     def _line_search(self, direction: FloatArray, slope: FloatArray) -> FloatArray:
         """Newton on the objective along the direction; leaves ``X direction`` in the image."""
-        bend = np.einsum("ij,ij->j", direction, self.problem.penalty[:, None] * direction)
-        bend_penalty = bend.copy()
-        longest = np.zeros(self.width)
-        for block in self.rows.blocks(length=self.rows.block_length(3 * self.width)):
-            part = slice(block.start, block.stop)
-            image = block.margins(direction, out=self._image[part])
-            scaled = self._curvature[part] * image
-            bend += np.einsum("ij,ij->j", scaled, image)
-            np.maximum(longest, np.abs(image).max(axis=0), out=longest)
-        self.products += self.width
+        bend_penalty = np.einsum("ij,ij->j", direction, self.problem.penalty[:, None] * direction)
+        bend, longest = self._pass(passes.bend, self.theta, direction, join=("sum", "max"))
+        bend = bend + bend_penalty
+        self.products += self.width * (1 if self._kept is not None else 2)
         step = np.divide(-slope, bend, out=np.zeros_like(slope), where=bend > 0)
-        if np.any(step * longest > LONG_STEP):
-            step = self._safeguard(direction, slope, step, bend_penalty)
+        long = np.flatnonzero(step * longest > LONG_STEP)
+        if long.size:
+            step[long] = self._safeguard(direction[:, long], slope[long], step[long], bend_penalty[long], long)
         return step
 
     def _safeguard(
-        self, direction: FloatArray, slope: FloatArray, step: FloatArray, bend_penalty: FloatArray
+        self, direction: FloatArray, slope: FloatArray, step: FloatArray, bend_penalty: FloatArray, slots: IntArray
     ) -> FloatArray:
-        """Newton steps along the direction, kept inside a bracket of the minimum, until the slope is small."""
+        """Newton steps of ``slots`` along their directions, inside a bracket of the minimum, until the slope is small.
+
+        A column's steps depend on nothing but itself, so its refit does not hang on what shares its block.
+        """
         low, high = np.zeros_like(step), np.full_like(step, np.inf)
-        slope_penalty = np.einsum("ij,ij->j", direction, self.problem.penalty[:, None] * self.theta)
-        best = step
+        slope_penalty = np.einsum("ij,ij->j", direction, self.problem.penalty[:, None] * self.theta[:, slots])
+        best = step.copy()
+        moving = np.arange(len(slots))
         for _ in range(LINE_STEPS):
-            here, bend = self._along(direction, best)
-            here += slope_penalty + best * bend_penalty
-            bend += bend_penalty
-            low, high = np.where(here < 0, best, low), np.where(here < 0, high, best)
-            newton = best - np.divide(here, bend, out=np.zeros_like(here), where=bend > 0)
-            middle = np.where(np.isfinite(high), 0.5 * (low + high), 4.0 * best)
-            inside = (newton > low) & (newton < np.where(np.isfinite(high), high, 4.0 * best))
-            best = np.where(inside, newton, middle)
-            if np.all(np.abs(here) <= FLAT * np.abs(slope)):
+            at = best[moving]
+            here, bend = self._pass(passes.slope, self.theta, self._direction, at, slots[moving], join=("sum", "sum"))
+            here = here + slope_penalty[moving] + at * bend_penalty[moving]
+            bend = bend + bend_penalty[moving]
+            self.products += 0 if self._kept is not None else 2 * moving.size
+            low[moving] = np.where(here < 0, at, low[moving])
+            high[moving] = np.where(here < 0, high[moving], at)
+            newton = at - np.divide(here, bend, out=np.zeros_like(here), where=bend > 0)
+            ceiling = np.where(np.isfinite(high[moving]), high[moving], 4.0 * at)
+            middle = np.where(np.isfinite(high[moving]), 0.5 * (low[moving] + ceiling), ceiling)
+            best[moving] = np.where((newton > low[moving]) & (newton < ceiling), newton, middle)
+            moving = moving[np.abs(here) > FLAT * np.abs(slope[moving])]
+            if not moving.size:
                 break
         return best
-
-    def _along(self, direction: FloatArray, step: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """First and second derivative of the loss along the direction at ``step``, the penalty left out."""
-        by_class = self._class_weights()
-        slope, bend = np.zeros(self.width), np.zeros(self.width)
-        for block in self.rows.blocks(length=self.rows.block_length(3 * self.width)):
-            part = slice(block.start, block.stop)
-            image = self._image[part]
-            curvature = np.empty_like(image)
-            residual = self._residual(part, self.z[part] + step * image, by_class, curvature)
-            slope += np.einsum("ij,ij->j", residual, image)
-            curvature *= image
-            bend += np.einsum("ij,ij->j", curvature, image)
-        return slope, bend

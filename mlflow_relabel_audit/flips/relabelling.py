@@ -54,7 +54,7 @@ class RelabelEffect:
         by_class = rule.at(positive, total)
         count = base * (2.0 * y - 1.0)
         mixed = by_class[0] * point.probability + by_class[1] * (1.0 - point.probability)
-        shared = np.zeros(rows.p)
+        shared: FloatArray = np.zeros(rows.p)
         if rule.balanced:
             error = base * (point.probability - y)
             scale = np.where(y > 0.5, by_class[1] / positive, -by_class[0] / (total - positive))

@@ -155,8 +155,7 @@ def removal_sets(
     found: list[RemovalSet] = []
     width = int(np.clip(BUFFER_BYTES // (64 * max(rows.n, 1)), 1, 64))
     for start in range(0, evaluation.n, width):
-        part = evaluation.take(np.arange(start, min(start + width, evaluation.n)))
-        targets = np.ascontiguousarray((part.toarray() if evaluation.sparse else part).T)
+        targets = evaluation.columns(np.arange(start, min(start + width, evaluation.n)))
         candidates = _estimate(problem, rows, point, targets, algorithm, max_size, scale)
         if search:
             _search(problem, rows, point, targets, candidates)

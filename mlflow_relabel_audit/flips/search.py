@@ -16,8 +16,8 @@ import numpy as np
 
 from mlflow_relabel_audit.curvature import StationaryPoint
 from mlflow_relabel_audit.errors import SingularHessianError
-from mlflow_relabel_audit.flips.order import EstimateBlock, InfluenceOrder, complete_order, response_error
-from mlflow_relabel_audit.flips.refit import RefitBlock
+from mlflow_relabel_audit.flips.order import EstimateBlock, InfluenceOrder, complete_order, decided_head, response_error
+from mlflow_relabel_audit.flips.refit import RefitBlock, keeps
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect
 from mlflow_relabel_audit.problem import FloatArray, IntArray, Problem
 from mlflow_relabel_audit.rows import Rows
@@ -25,7 +25,7 @@ from mlflow_relabel_audit.rows import Rows
 VERIFIED, UNVERIFIED, NOT_FLIPPABLE = "verified", "unverified", "not_flippable"
 
 STATE_BYTES = 2**24
-MAX_WIDTH = 64
+MAX_WIDTH = 128
 MIN_DESCENTS = 4
 MAX_DESCENTS = 60
 MAX_REFRESHES = 20
@@ -177,7 +177,8 @@ class VerifiedSearch:
     row_norms : ndarray of shape (n,)
         ``||x_i||_{H^-1}`` or upper bounds.
     width : int, optional
-        predictions refitted at once; by default as many as keep the state near 16 MiB, 8 to 64.
+        predictions refitted at once; by default 8 to 64, as many as keep the state near 16 MiB, and up to 128
+        where that is an eighth of the factor.
     """
 
     def __init__(
@@ -192,11 +193,18 @@ class VerifiedSearch:
         self.problem, self.rows, self.point, self.effect = problem, rows, point, effect
         self._row_norms = row_norms
         self._square_norms = rows.square_norms()
-        self.width = width or int(np.clip(STATE_BYTES // (24 * max(rows.n, 1)), 8, MAX_WIDTH))
+        self._reach = float((np.abs(effect.coefficient) * np.sqrt(self._square_norms)).max(initial=0.0))
+        # wide enough that a solve is worth reading a large factor for
+        factor = {"primal": rows.p, "dual": rows.n, "cg": 0}[point.curvature.kind]
+        cost = 24 * max(rows.n, 1)
+        self.width = width or max(8, min(STATE_BYTES // cost, MAX_WIDTH // 2), min(factor**2 // cost, MAX_WIDTH))
+        self.keeps = keeps(rows, self.width)
+        if not self.keeps and width is None:
+            self.width = MAX_WIDTH  # nothing is held for a column, and every pass serves them all
         self.products, self.settled, self.refreshed = 0.0, 0, 0
         # rows an own reference follows, and the iterations (of 4 n p) it costs: do without until they are spent
         self._followed = min(rows.n, max(rows.p, REFERENCE_ENTRIES // rows.p, rows.n // 8))
-        spent = 2.0 * self._followed * rows.p**2 + rows.p**3 / 3.0
+        spent = self._followed * rows.p**2 + rows.p**3 / 3.0
         self._patience = int(np.clip(spent / (4.0 * max(rows.nnz, 1)), MIN_DESCENTS, MAX_DESCENTS))
 
     @property
@@ -231,7 +239,7 @@ class VerifiedSearch:
         results: list[FlipSet | None] = [None] * len(orders)
         if not width:
             return []
-        state = RefitBlock(self.problem, self.rows, self.point, self.effect, self._row_norms, width)
+        state = RefitBlock(self.problem, self.rows, self.point, self.effect, self._row_norms, width, keep=self.keeps)
         scale, row = response_error(self.rows, block.direction, self._square_norms)
         pending = [t for t in range(len(orders)) if upper is None or upper[t] > 1]
         for t in set(range(len(orders))) - set(pending):
@@ -244,7 +252,7 @@ class VerifiedSearch:
 
         bounded = upper is not None
 
-        def collect() -> int:
+        def collect() -> None:
             finished = 0
             for slot, column in enumerate(columns):
                 status = None if column is None else self._status(column, bounded)
@@ -254,26 +262,31 @@ class VerifiedSearch:
                     finished += 1
             if progress is not None and finished:
                 progress(finished)
-            return finished
 
-        while True:
-            held = self._fill(state, columns, pending, block, orders, upper, scale, row)
-            self._settle(state, columns, np.asarray(held, dtype=np.intp), block, bounded)
-            if collect() and pending:
-                continue
-            active = [slot for slot, column in enumerate(columns) if column is not None]
-            if not active:
-                break
+        def admit() -> None:
+            """Fill free columns and settle the new ones; those that wait for a descent are left as they stand."""
+            while (fresh := self._fill(state, columns, pending, block, orders, upper, scale, row)).size:
+                self._settle(state, columns, fresh, block, bounded)
+                collect()
+
+        admit()
+        while (active := np.flatnonzero([column is not None for column in columns])).size:
             if 2 * len(active) <= len(columns):
-                state.keep(np.asarray(active))
+                state.keep(active)
                 columns = [columns[slot] for slot in active]
+                active = np.arange(len(columns))
             state.descend()
-            for slot, column in enumerate(columns):
-                if column is not None:
-                    column.descents += 1
-                    if column.descents >= column.patience:
-                        self._refresh(state, slot, column)
+            for slot in active:
+                column = columns[slot]
+                assert column is not None
+                column.descents += 1
+                if column.descents >= column.patience:
+                    self._refresh(state, int(slot), column)
             collect()
+            held = np.flatnonzero([column is not None for column in columns])
+            self._settle(state, columns, held, block, bounded)
+            collect()
+            admit()
         self.products += state.products
         self.refreshed += state.refreshed
         return [result for result in results if result is not None]
@@ -288,31 +301,36 @@ class VerifiedSearch:
         upper: list[int] | None,
         scale: FloatArray,
         row: FloatArray,
-    ) -> list[int]:
-        """Put waiting predictions into free columns; returns every occupied slot."""
+    ) -> IntArray:
+        """Put waiting predictions into free columns; returns the slots that were filled."""
         fresh: list[int] = []
         sets: list[IntArray] = []
         for slot, held in enumerate(columns):
             if held is not None or not pending:
                 continue
             t = pending.pop()
+            order = orders[t]
+            if orders is block.orders:
+                order = decided_head(
+                    self.rows, self.effect, block.direction[:, t], float(block.toward[t]), order, scale[t] * self._reach
+                )
             column = _Column(
                 t,
-                orders[t],
+                order,
                 block.margin[t],
                 block.toward[t],
                 None if upper is None else upper[t],
                 self._patience,
             )
-            bound = np.abs(block.response[t]) + scale[t] * row
-            state.load(slot, block.rows[:, t], block.direction[:, t], bound)
+            response = None if block.response is None else np.abs(block.response[t]) + scale[t] * row
+            state.load(slot, block.rows[:, t], block.direction[:, t], response)
             columns[slot] = column
             self._goto(column, column.reach if upper is not None else column.aim(block.margin[t]), block)
             fresh.append(slot)
             sets.append(column.order.index[: column.k])
         if fresh:
             state.relabel(np.asarray(fresh), sets)
-        return [slot for slot, held in enumerate(columns) if held is not None]
+        return np.asarray(fresh, dtype=np.intp)
 
     def _goto(self, column: _Column, k: int, block: EstimateBlock) -> None:
         """Move a column to k, inside its bracket, growing its order where k outruns it."""
@@ -330,37 +348,40 @@ class VerifiedSearch:
         block: EstimateBlock,
         bounded: bool,
     ) -> None:
-        """Prove what can be proved where the columns stand, and let them aim anew, until none moves."""
-        for _ in range(FREE_AIMS):
-            if not slots.size:
-                return
-            state.condition(slots)
+        """Prove what can be proved where the columns stand, and let them aim anew, until none moves.
+
+        A column that moves is judged first by how far its relabelled rows can have moved the gradient; the factor is
+        solved with only where that neither proves a sign nor sends the column on.
+        """
+        state.condition(slots)
+        while slots.size:
             estimate, error = state.prove()
-            decrement = state.decrements()
+            solved, decrement = state.conditioned(), state.decrements()
             moved: list[int] = []
+            unsure: list[int] = []
             for slot in slots:
                 column = columns[slot]
                 assert column is not None
                 before = column.k
-                proved = abs(estimate[slot]) > error[slot]
-                if proved:
+                if abs(estimate[slot]) > error[slot]:
                     column.settle(estimate[slot], state.theta[:, slot].copy())
                     self.settled += 1
                     if self._status(column, bounded) is not None:
                         continue
                     self._goto(column, column.aim(estimate[slot]), block)
-                elif decrement[slot] <= CONVERGED:
+                elif solved[slot] and decrement[slot] <= CONVERGED:
                     column.patience = column.descents
                 elif column.aims < FREE_AIMS:
                     self._goto(column, column.aim(estimate[slot]), block)
                     column.aims += column.k != before
                 if column.k != before:
                     moved.append(int(slot))
+                elif not solved[slot]:
+                    unsure.append(int(slot))
             if moved:
                 state.relabel(np.asarray(moved), [self._set(columns[slot]) for slot in moved])
-            slots = np.asarray(moved, dtype=np.intp)
-        if slots.size:
-            state.condition(slots)
+            state.condition(np.asarray(unsure, dtype=np.intp))
+            slots = np.asarray(sorted(moved + unsure), dtype=np.intp)
 
     def _refresh(self, state: RefitBlock, slot: int, column: _Column) -> None:
         """Give a slow column its own reference Hessian; where it has none, try a smaller set from the start."""

@@ -5,7 +5,7 @@ from mlflow_relabel_audit.reports.compare import render_compare
 from mlflow_relabel_audit.reports.contest import render_contest
 from mlflow_relabel_audit.reports.context import ReportContext
 from mlflow_relabel_audit.reports.markdown import description_block, summary_markdown, verdict_sentence
-from mlflow_relabel_audit.reports.noise import render_noise
+from mlflow_relabel_audit.reports.noise import render_noise, suspects_for_review
 from mlflow_relabel_audit.reports.robustness import render_robustness
 
 __all__ = [
@@ -17,5 +17,6 @@ __all__ = [
     "render_noise",
     "render_robustness",
     "summary_markdown",
+    "suspects_for_review",
     "verdict_sentence",
 ]

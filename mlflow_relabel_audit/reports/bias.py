@@ -237,6 +237,7 @@ def _composition_table(part: pd.DataFrame, whose: str) -> Table:
             [_name(a, g) for a, g in zip(part["attribute"], part["eval_group"], strict=True)],
         ),
         Column("Which", "word", outcomes),
+        Column("n", "count", part["n_predictions"].tolist(), "decisions with a flip set"),
         Column(whose, "text", rows),
         Column("Share", "percent", part["share"].tolist(), "of the labels that flip these decisions"),
         Column("Base", "percent", part["base_rate"].tolist(), "share of all training rows"),
@@ -245,7 +246,6 @@ def _composition_table(part: pd.DataFrame, whose: str) -> Table:
     ]
     details = [
         (
-            text.count(row.n_predictions),
             f"{text.count(row.n_flip)} of {text.count(row.n_train)}",
             _between(row.share_low, row.share_high, text.percent),
             _between(row.lift_low, row.lift_high, text.number),
@@ -254,7 +254,6 @@ def _composition_table(part: pd.DataFrame, whose: str) -> Table:
         for row in part.itertuples()
     ]
     labels = (
-        "Decisions",
         "Rows of the sets, of all such rows",
         "Share, 95 % interval",
         "Lift, 95 % interval",
@@ -270,6 +269,7 @@ def _driver_table(drivers: pd.DataFrame) -> Table:
         Column("Errors on", "word", names),
         Column("Training row", "text", part["train_id"].tolist()),
         Column("Label", "word", part["train_label"].tolist()),
+        Column("n", "count", part["n_predictions"].tolist(), "these errors"),
         Column("Flip sets", "count", part["n_sets"].tolist(), "of these errors that hold the row"),
         Column("Share", "percent", part["weight"].tolist(), "of the labels behind these errors"),
     ]

@@ -90,9 +90,10 @@ def _certificate(result: ContestResult) -> str:
     lower, k = result.k_lower, _k(result)
     if lower == k and result.status == "verified":
         return "No smaller set of labels can change this decision: that is proved."
-    if lower > 1:
-        fewer = text.plural(lower - 1, "label")
-        return f"No {fewer} can change this decision, whichever are chosen: that is proved."
+    if lower == 2:
+        return "No single label can change this decision, whichever is chosen: that is proved."
+    if lower > 2:
+        return f"No {lower - 1:,} labels can change this decision, whichever are chosen: that is proved."
     return "Smaller sets are not ruled out by proof; none was found."
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from mlflow_relabel_audit.analyses.noise import NO_NOISE_RATE, WIDE_HIGH
 from mlflow_relabel_audit.reports import pictures, text
 from mlflow_relabel_audit.reports.charts import Chart
 from mlflow_relabel_audit.reports.context import ReportContext
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
 _SUSPECTS = 5_000
 _ROW_CHARACTERS = 250_000
-_CLEAN = 0.01
+_REVIEW = ("new_label", "reviewed", "keep")
+"""Columns that a reviewer adds, and `relabel` reads."""
 
 
 def render_noise(
@@ -59,10 +61,29 @@ def render_noise(
         chart=_chart(result),
         table=_table(suspects, context).payload() if len(suspects) else None,
         curve=pictures.injected_noise(curve.table) if curve is not None and len(curve.table) > 1 else None,
-        correction=_correction(correction) if correction is not None else None,
+        correction=_correction(correction) if correction is not None and len(correction.table) else None,
         n_suspects=len(result.suspects),
         n_shown=len(suspects),
     )
+
+
+def suspects_for_review(result: NoiseResult, context: ReportContext) -> pd.DataFrame:
+    """Return the suspects as suspects.csv has them: with ``include_rows`` each beside its own row.
+
+    Columns of the rows that share a name with one of the suspects' are prefixed with ``row_``. A cell that a
+    spreadsheet would take for a formula is written behind an apostrophe.
+    """
+    suspects = result.suspects
+    if not context.include_rows or context.train_rows is None or suspects.empty:
+        return suspects
+    known = context.train_rows[~context.train_rows.index.duplicated()].reindex(suspects["train_id"])
+    taken = {*suspects.columns, *_REVIEW}
+    known = known.rename(columns={c: f"row_{c}" for c in known.columns if c in taken}).map(_no_formula)
+    return pd.concat([suspects, known.reset_index(drop=True)], axis=1)
+
+
+def _no_formula(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def _sentence(result: NoiseResult) -> str:
@@ -70,7 +91,9 @@ def _sentence(result: NoiseResult) -> str:
     if not text.is_finite(estimate):
         return "The share of wrong labels cannot be told from this data."
     spread = f"{text.percent(low)} to {text.percent(high)}"
-    if low < _CLEAN:
+    if low < NO_NOISE_RATE and high >= WIDE_HIGH:
+        return f"Whether labels are wrong cannot be told from this data: {spread} of them would fit."
+    if low < NO_NOISE_RATE:
         estimated = f"an estimated {text.percent(estimate)} wrong ({spread})"
         return f"The labels are consistent with no noise: {estimated}."
     return f"About {text.percent(estimate)} of the training labels are probably wrong ({spread})."
@@ -98,7 +121,7 @@ def _figures(result: NoiseResult) -> list[dict[str, Any]]:
         return []
     sure, check = _levels(result)
     return [
-        {"label": "of the labels wrong, estimated", "value": text.percent(estimate), "alarm": low >= _CLEAN},
+        {"label": "of the labels wrong, estimated", "value": text.percent(estimate), "alarm": low >= NO_NOISE_RATE},
         {"label": "labels more likely wrong than right", "value": text.count(sure), "alarm": sure > 0},
         {"label": "more worth a look", "value": text.count(check), "alarm": False},
         {"label": "labels scored", "value": text.count(len(result.scores)), "alarm": False},
@@ -161,14 +184,23 @@ def _correction(correction: Correction) -> list[dict[str, Any]]:
             "action": words.get(row["action"], row["action"]),
             "count": row["count"],
             "loss": row["loss"],
-            "loss_change": _change(row, "loss_change", text.short),
-            "loss_interval": _interval(row, "loss_change", text.short),
+            "rows": row["rows"],
+            "loss_change": _change(row, "loss_change", _thousandths),
+            "loss_interval": _interval(row, "loss_change", _thousandths),
             "accuracy": row["accuracy"],
-            "accuracy_change": _change(row, "accuracy_change", text.percent),
-            "accuracy_interval": _interval(row, "accuracy_change", text.percent),
+            "accuracy_change": _change(row, "accuracy_change", _points),
+            "accuracy_interval": _interval(row, "accuracy_change", _points),
         }
         for row in correction.table.to_dict("records")
     ]
+
+
+def _thousandths(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "\u2212")
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:+.1f}".replace("-", "\u2212")
 
 
 def _change(row: dict[Any, Any], name: str, shown: Any) -> str:

@@ -18,9 +18,10 @@ from mlflow_relabel_audit.tracking.files import (
     table_json,
     text_file,
 )
-from mlflow_relabel_audit.tracking.local import add_file, check_directory, write_directory
+from mlflow_relabel_audit.tracking.local import add_file, check_directory, unfinished, workspace, write_directory
 from mlflow_relabel_audit.tracking.manifest import Manifest, listing
 from mlflow_relabel_audit.tracking.model import LoadedModel, load_model
+from mlflow_relabel_audit.tracking.options import DataKeywords, DataOptions
 from mlflow_relabel_audit.tracking.outputs import Artifact, Metric, Note, Output, Tag
 from mlflow_relabel_audit.tracking.resolve import ResolvedModel, resolve
 from mlflow_relabel_audit.tracking.store import FOLDER, PermissionDeniedError, Store, quiet
@@ -47,6 +48,8 @@ __all__ = [
     "Artifact",
     "Claim",
     "Columns",
+    "DataKeywords",
+    "DataOptions",
     "LoadedModel",
     "Manifest",
     "Metric",
@@ -85,5 +88,7 @@ __all__ = [
     "resolve",
     "table_json",
     "text_file",
+    "unfinished",
+    "workspace",
     "write_directory",
 ]

@@ -12,6 +12,7 @@ from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer
 from sklearn.pipeline import Pipeline
 
 from mlflow_relabel_audit.errors import RequestError
+from mlflow_relabel_audit.rows import ParquetSource
 from mlflow_relabel_audit.tracking.credentials import one_line
 from mlflow_relabel_audit.tracking.model import LoadedModel
 from mlflow_relabel_audit.tracking.tables import some
@@ -68,6 +69,11 @@ class TableRows:
         """The features as a table under the row ids, for reports that may show rows."""
         if isinstance(self.X, pd.Series):
             table: pd.DataFrame = self.X.to_frame(str(self.X.name or "text"))
+        elif isinstance(self.X, ParquetSource):
+            raise RequestError(
+                f"include_rows: {self.source} is read a part at a time, a report would hold all of it; leave out "
+                "include_rows, or memory_limit and dask"
+            )
         else:
             table = pd.DataFrame(self.X.toarray() if sp.issparse(self.X) else self.X)
         table.index = pd.Index(self.row_ids)
@@ -117,6 +123,7 @@ def from_table(
     source: str,
     training: bool,
     dataset: tuple[str, str] | None = None,
+    beside: pd.DataFrame | None = None,
 ) -> TableRows:
     """Split a table into features, labels, ids, weights and groups, and check each.
 
@@ -129,6 +136,8 @@ def from_table(
     training : bool
         Training rows must have labels of both classes, and all named columns; evaluation rows may lack
         labels, ids, weights and groups.
+    beside : DataFrame, optional
+        Labels, ids, weights and groups of all rows, where ``frame`` holds only the first of them.
 
     Raises
     ------
@@ -144,14 +153,48 @@ def from_table(
     for role, name in named.items():
         if name is not None and name not in frame.columns and (training or role == "weight"):
             raise RequestError(f"{what}: no {role.split()[0]} column {name!r}; its columns are {some(frame.columns)}")
-    y = _labels(frame, model, columns, what=what, training=training, messages=messages)
-    ids = _row_ids(frame, columns.row_id, what, messages)
-    weight = _weights(frame, columns.weight, what) if training else None
+    rest = frame if beside is None else beside
+    y = _labels(
+        rest if columns.target in rest.columns else frame,
+        model,
+        columns,
+        what=what,
+        training=training,
+        messages=messages,
+    )
+    ids = _row_ids(rest, columns.row_id, what, messages)
+    weight = _weights(rest, columns.weight, what) if training else None
     known = bool(columns.groups) and set(columns.groups) <= set(frame.columns)
-    groups = frame[list(columns.groups)] if known else None
+    groups = rest[list(columns.groups)] if known else None
     X = _features(frame, model, columns.reserved(), what)
     _probe(X, model, what)
     return TableRows(X, y, ids, source, weight, groups, dataset, tuple(messages))
+
+
+def from_source(
+    source: ParquetSource,
+    model: LoadedModel,
+    columns: Columns,
+    *,
+    what: str,
+    shown: str,
+    dataset: tuple[str, str] | None = None,
+) -> TableRows:
+    """Training rows that are read a part at a time: what is beside the features is read now, the features later.
+
+    Raises
+    ------
+    RequestError
+        As `from_table`; that features are missing in a later row shows when it is read.
+    """
+    head = source.read(0, min(len(source), 5))
+    named = [name for name in source.columns if name in columns.reserved()]
+    beside = source.select(named).frame() if named else pd.DataFrame(index=pd.RangeIndex(len(source)))
+    rows = from_table(head, model, columns, what=what, source=shown, training=True, dataset=dataset, beside=beside)
+    if isinstance(rows.X, pd.Series):
+        return replace(rows, X=source.series(str(rows.X.name)))
+    names, array = _feature_names(head, model, columns.reserved(), what)
+    return replace(rows, X=source.select(names, array=array))
 
 
 def _labels(
@@ -244,6 +287,13 @@ def _features(frame: pd.DataFrame, model: LoadedModel, reserved: set[str], what:
     first = _first_step(model.estimator)
     if isinstance(first, (CountVectorizer, HashingVectorizer)):
         return _text(frame, model, reserved, what)
+    names, array = _feature_names(frame, model, reserved, what)
+    return frame[names].to_numpy() if array else frame[names]
+
+
+def _feature_names(frame: pd.DataFrame, model: LoadedModel, reserved: set[str], what: str) -> tuple[list[str], bool]:
+    """Columns the model takes, and whether it takes them as an array."""
+    first = _first_step(model.estimator)
     fitted = _attribute(model.estimator, first, "feature_names_in_")
     names = [str(name) for name in fitted] if fitted is not None else list(model.input_names or ())
     count = _attribute(model.estimator, first, "n_features_in_")
@@ -262,7 +312,7 @@ def _features(frame: pd.DataFrame, model: LoadedModel, reserved: set[str], what:
             f"its columns are {some(frame.columns, 5)}"
         )
     # fitted on an array, a model warns about names, so it gets an array again
-    return frame[names] if fitted is not None or count is None else frame[names].to_numpy()
+    return names, not (fitted is not None or count is None)
 
 
 def _text(frame: pd.DataFrame, model: LoadedModel, reserved: set[str], what: str) -> pd.Series:

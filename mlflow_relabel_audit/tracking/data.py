@@ -18,12 +18,12 @@ from mlflow.entities import DatasetInput
 
 from mlflow_relabel_audit.errors import RelabelAuditError, RequestError, StoreError
 from mlflow_relabel_audit.tracking import snapshot
-from mlflow_relabel_audit.tracking.columns import Columns, TableRows, from_table
+from mlflow_relabel_audit.tracking.columns import Columns, TableRows, from_source, from_table
 from mlflow_relabel_audit.tracking.credentials import one_line, redact
 from mlflow_relabel_audit.tracking.model import LoadedModel
 from mlflow_relabel_audit.tracking.resolve import ResolvedModel
 from mlflow_relabel_audit.tracking.store import Store
-from mlflow_relabel_audit.tracking.tables import read_table
+from mlflow_relabel_audit.tracking.tables import open_table, read_table
 
 _TRAIN = ("train", "training")
 _EVALUATION = ("test", "testing", "eval", "evaluation", "validation", "valid", "val", "holdout")
@@ -36,8 +36,10 @@ def read_training(
     columns: Columns,
     directory: Path,
     train_data: str | None = None,
+    *,
+    in_parts: bool = False,
 ) -> TableRows:
-    """The rows the model is said to be trained on.
+    """The rows the model is said to be trained on; ``in_parts``, their features are left where they are for now.
 
     Raises
     ------
@@ -46,6 +48,9 @@ def read_training(
     """
     what = "training data"
     if train_data is not None:
+        if in_parts:
+            opened = open_table(store, train_data, directory, what)
+            return from_source(opened, model, columns, what=what, shown=redact(train_data))
         frame = read_table(store, train_data, directory, what)
         return from_table(frame, model, columns, what=what, source=redact(train_data), training=True)
     if resolved.run_id is not None:

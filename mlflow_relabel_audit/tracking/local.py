@@ -3,14 +3,36 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from mlflow_relabel_audit.errors import RequestError, StoreError
 from mlflow_relabel_audit.tracking.credentials import one_line
 from mlflow_relabel_audit.tracking.manifest import NAME, Manifest, listing
 from mlflow_relabel_audit.tracking.outputs import Artifact
+from mlflow_relabel_audit.tracking.store import quiet
+
+
+@contextmanager
+def workspace() -> Iterator[Path]:
+    """A folder for what is downloaded and what is about to be kept, gone at the end; MLflow is quiet meanwhile.
+
+    Raises
+    ------
+    StoreError
+        This machine's disk is full, or may not be written to.
+    """
+    try:
+        with quiet(), tempfile.TemporaryDirectory(prefix="relabel-audit-") as folder:
+            yield Path(folder)
+    except OSError as error:  # what a store or a request raised has been named already
+        raise StoreError(
+            f"temporary folder {tempfile.gettempdir()}: cannot be written ({one_line(error)}); free some space there, "
+            "or set TMPDIR to a folder on another disk, then run the same command again"
+        ) from error
 
 
 def check_directory(output_dir: Path) -> Path:
@@ -29,6 +51,11 @@ def check_directory(output_dir: Path) -> Path:
             f"output directory {target}: holds files that are not an audit's; pass a new or empty directory"
         )
     return target
+
+
+def unfinished(output_dir: Path) -> Path:
+    """The folder beside an output directory where finished predictions are kept until all are done."""
+    return output_dir.with_name(f".{output_dir.name}.unfinished")
 
 
 def write_directory(artifacts: Iterable[Artifact], manifest: Manifest, output_dir: Path) -> Path:

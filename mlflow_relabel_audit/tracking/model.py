@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import sklearn
+from mlflow import environment_variables
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
@@ -15,6 +17,8 @@ from mlflow_relabel_audit.errors import RequestError, StoreError, UnsupportedMod
 from mlflow_relabel_audit.tracking.credentials import one_line
 from mlflow_relabel_audit.tracking.resolve import ResolvedModel
 from mlflow_relabel_audit.tracking.store import Store
+
+_FORBIDS_PICKLE = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,8 @@ def load_model(store: Store, resolved: ResolvedModel, directory: Path) -> Loaded
     """Download and load the model.
 
     Loading a model can run code out of it. Whether that is allowed is MLflow's setting
-    (``MLFLOW_ALLOW_PICKLE_DESERIALIZATION``), which is honoured and never changed here.
+    (``MLFLOW_ALLOW_PICKLE_DESERIALIZATION``), which is honoured and never changed here, also where MLflow is too old to
+    know it.
 
     Raises
     ------
@@ -66,6 +71,9 @@ def load_model(store: Store, resolved: ResolvedModel, directory: Path) -> Loaded
     trained_with = flavor.get("sklearn_version")
     if trained_with and trained_with != sklearn.__version__:
         messages.append(f"model trained with scikit-learn {trained_with}, audited with {sklearn.__version__}")
+    unknown = _FORBIDS_PICKLE not in vars(environment_variables)
+    if unknown and os.environ.get(_FORBIDS_PICKLE, "").lower() in ("false", "0"):
+        raise RequestError(f"{what} (stored as {stored_as}): {_FORBIDS_PICKLE} forbids loading it")
     try:
         estimator = mlflow.sklearn.load_model(str(folder))
     except MlflowException as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,6 +45,7 @@ class Store:
 
     tracking_uri: str = field(repr=False)
     client: MlflowClient = field(repr=False)
+    _repositories: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def connect(cls, tracking_uri: str | None = None) -> Store:
@@ -86,7 +88,7 @@ class Store:
         pending = [folder]
         with failures(f"artifacts of run {run_id}"):
             while pending:
-                for info in self.client.list_artifacts(run_id, pending.pop()):
+                for info in self._repository(run_id).list_artifacts(pending.pop()):
                     if info.is_dir:
                         pending.append(info.path)
                     else:
@@ -94,17 +96,24 @@ class Store:
         return found
 
     def fetch(self, run_id: str, path: str, directory: Path) -> Path | None:
-        """Download one artifact of a run; None where there is none."""
-        try:
-            with failures(f"artifact {path} of run {run_id}", missing="missing"):
-                return Path(self.client.download_artifacts(run_id, path, str(directory)))
-        except RequestError:
-            return None
+        """Download one artifact of a run; None where there is none.
+
+        Raises
+        ------
+        StoreError
+            The store failed, which never passes for an artifact that is not there.
+        """
+        with failures(f"artifact {path} of run {run_id}"):
+            return self._download(run_id, path, directory)
 
     def fetch_uri(self, uri: str, directory: Path, what: str) -> Path:
         """Download what MLflow can download: ``runs:/``, ``models:/``, ``mlflow-artifacts:/``, ``s3://``..."""
         missing = f"{what} {redact(uri)}: there is no such artifact; check the path and the tracking URI"
         with failures(f"{what} {redact(uri)}", missing=missing):
+            if match := re.fullmatch(r"runs:/+([^/]+)/(.+)", uri):
+                found = self._download(match[1], match[2].strip("/"), directory)
+                if found is not None:
+                    return found
             return Path(
                 mlflow.artifacts.download_artifacts(
                     artifact_uri=uri, dst_path=str(directory), tracking_uri=self.tracking_uri
@@ -114,12 +123,26 @@ class Store:
     def discard(self, run: Run, path: str) -> bool:
         """Try to delete an artifact or folder; some stores refuse, which is not an error."""
         try:
-            uri = run.info.artifact_uri
-            repository: Any = get_artifact_repository(uri, tracking_uri=self.tracking_uri)
-            repository.delete_artifacts(path)
+            self._repository(run.info.run_id).delete_artifacts(path)
         except Exception:  # tidying only: every reader goes by the manifest
             return False
         return True
+
+    def _download(self, run_id: str, path: str, directory: Path) -> Path | None:
+        # MLflow's own download by run id takes whatever goes wrong for an artifact that is not there; so the folder
+        # is listed first, which fails as what it is.
+        repository = self._repository(run_id)
+        if all(info.path != path for info in repository.list_artifacts(posixpath.dirname(path) or None)):
+            return None
+        directory.mkdir(parents=True, exist_ok=True)
+        return Path(repository.download_artifacts(path, str(directory)))
+
+    def _repository(self, run_id: str) -> Any:
+        """MLflow's access to the artifacts of a run."""
+        if run_id not in self._repositories:
+            uri = self.client.get_run(run_id).info.artifact_uri
+            self._repositories[run_id] = get_artifact_repository(uri, tracking_uri=self.tracking_uri)
+        return self._repositories[run_id]
 
 
 @contextmanager
@@ -179,6 +202,8 @@ def _reason(error: BaseException) -> str:
                 return f"it answered with HTTP {code[1]} again and again"
             if cause := re.search(r"\[Errno -?\d+\] ([A-Z][a-z ]+)", text):
                 return f"no connection: {cause[1].strip()}"
+            if "timed out" in text:
+                return "no answer in time"
             return "the connection broke"
         if isinstance(link, requests.exceptions.Timeout):
             return "no answer in time"

@@ -15,10 +15,11 @@ import numpy as np
 from mlflow_relabel_audit.auditor import Auditor
 from mlflow_relabel_audit.curvature.stationary import WARN_GAP
 from mlflow_relabel_audit.errors import RequestError
-from mlflow_relabel_audit.tracking.columns import Columns, TableRows
+from mlflow_relabel_audit.tracking.columns import TableRows
 from mlflow_relabel_audit.tracking.credentials import redact
 from mlflow_relabel_audit.tracking.data import read_evaluation, read_training
 from mlflow_relabel_audit.tracking.model import load_model
+from mlflow_relabel_audit.tracking.options import DataOptions
 from mlflow_relabel_audit.tracking.resolve import ResolvedModel
 from mlflow_relabel_audit.tracking.store import Store
 from mlflow_relabel_audit.tracking.stored import HESSIAN, fetch_hessian
@@ -86,19 +87,22 @@ class Subject:
 def prepare(
     store: Store,
     resolved: ResolvedModel,
-    columns: Columns,
+    data: DataOptions,
     folder: Path,
-    train_data: str | None,
-    eval_data: str | None,
     threshold: float | None,
     output_dir: Path | None,
+    memory_limit: int | str | None = None,
+    dask: str | None = None,
 ) -> Subject:
     """Load the model, read the rows, prove that they belong together, factor or fetch the Hessian."""
     for name in ("model", "rows", "earlier", "files"):
         (folder / name).mkdir()
+    in_parts = memory_limit is not None or dask is not None
     model = load_model(store, resolved, folder / "model")
-    training = read_training(store, resolved, model, columns, folder / "rows", train_data)
-    evaluation, on_training = read_evaluation(store, resolved, model, columns, folder / "rows", training, eval_data)
+    training = read_training(store, resolved, model, data.columns, folder / "rows", data.train_data, in_parts=in_parts)
+    evaluation, on_training = read_evaluation(
+        store, resolved, model, data.columns, folder / "rows", training, data.eval_data
+    )
     earlier = fetch_hessian(store, resolved.run_id, folder / "earlier") if resolved.run_id else None
     if earlier is None and output_dir is not None and all((output_dir / name).is_file() for name in HESSIAN):
         earlier = output_dir
@@ -111,6 +115,8 @@ def prepare(
             threshold=0.5 if threshold is None else threshold,
             row_ids=training.row_ids,
             hessian=earlier,
+            memory_limit=memory_limit,
+            dask=dask,
         )
     said = [*model.messages, *training.messages, *evaluation.messages, *caught]
     if auditor.hessian_cached:

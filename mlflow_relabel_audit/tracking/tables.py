@@ -7,14 +7,19 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from mlflow_relabel_audit.errors import RequestError
+from mlflow_relabel_audit.rows import ParquetSource
 from mlflow_relabel_audit.tracking.credentials import one_line, redact
 from mlflow_relabel_audit.tracking.store import Store, failures
 
 _CSV = (".csv", ".csv.gz", ".csv.bz2", ".csv.xz", ".csv.zst")
 _PARQUET = (".parquet", ".pq")
+_CSV_ROWS = 2**16
 
 
 def read_table(store: Store, uri: str, directory: Path, what: str) -> pd.DataFrame:
@@ -61,6 +66,52 @@ def read_table(store: Store, uri: str, directory: Path, what: str) -> pd.DataFra
         raise RequestError(f"{shown}: column names appear twice ({some(twice)}); rename or drop one of each")
     frame.columns = frame.columns.map(str)
     return frame
+
+
+def open_table(store: Store, uri: str, directory: Path, what: str) -> ParquetSource:
+    """The same table, to be read a part at a time; csv is rewritten as Parquet in ``directory`` first.
+
+    Raises
+    ------
+    RequestError
+        As `read_table`.
+    StoreError
+        The store that holds it failed, or its files have different columns.
+    """
+    path = _local(store, uri, directory, what)
+    shown = f"{what} {redact(uri)}"
+    if path.name.lower().endswith(_CSV):
+        path = _as_parquet(path, directory / f"{path.name}.parquet", shown)
+    elif not (path.is_dir() or _looks_like_parquet(path)):
+        raise RequestError(f"{shown}: neither .parquet nor .csv; convert it to one of the two")
+    source = ParquetSource(path, what)
+    if not len(source):
+        raise RequestError(f"{shown}: got 0 rows and {len(source.columns)} columns; pass a table with rows")
+    if twice := sorted({name for name in source.columns if source.columns.count(name) > 1}):
+        raise RequestError(f"{shown}: column names appear twice ({some(twice)}); rename or drop one of each")
+    return source
+
+
+def _as_parquet(path: Path, target: Path, shown: str) -> Path:
+    """Rewrite csv as Parquet part by part, each column in the one type that holds all of its values."""
+    try:
+        kinds: dict[str, Any] = {}
+        for part in pd.read_csv(path, chunksize=_CSV_ROWS):
+            for name, kind in part.dtypes.items():
+                known = kinds.setdefault(str(name), kind)
+                if known != kind:
+                    numbers = pd.api.types.is_numeric_dtype(known) and pd.api.types.is_numeric_dtype(kind)
+                    kinds[str(name)] = np.dtype(np.float64) if numbers else np.dtype(object)
+        writer: Any = None
+        for part in pd.read_csv(path, chunksize=_CSV_ROWS, dtype=kinds):
+            table = pa.Table.from_pandas(part, preserve_index=False, schema=None if writer is None else writer.schema)
+            writer = writer or pq.ParquetWriter(target, table.schema)
+            writer.write_table(table)
+        if writer is not None:
+            writer.close()
+    except Exception as error:
+        raise RequestError(f"{shown}: cannot be read ({one_line(error)}); write it again as parquet or csv") from error
+    return target
 
 
 def _local(store: Store, uri: str, directory: Path, what: str) -> Path:

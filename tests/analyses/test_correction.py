@@ -5,6 +5,7 @@ from sklearn.metrics import log_loss
 
 from mlflow_relabel_audit.analyses.correction import _half, _models, correction
 from mlflow_relabel_audit.analyses.foldout import fold_out
+from mlflow_relabel_audit.analyses.noise import noise_audit
 from mlflow_relabel_audit.curvature import find_stationary_point
 from mlflow_relabel_audit.errors import RequestError
 from mlflow_relabel_audit.problem import read_problem
@@ -72,8 +73,21 @@ def test_halves_are_stratified():
     assert chosen[truth == 0].sum() == 15
 
 
-def test_too_few_evaluation_rows():
+def test_too_few_evaluation_rows_are_not_measured():
     problem, rows, point, X_eval, y_eval = setting(rate=0.1)
     out = fold_out(problem, rows, point, deals=1)
-    with pytest.raises(RequestError, match="39 evaluation rows and 39 labels; pass at least 40"):
-        correction(problem, rows, point, out, X_eval[:39], y_eval[:39])
+    result = correction(problem, rows, point, out, X_eval[:39], y_eval[:39])
+    assert result.table.empty
+    assert not result.findings[0].applicable
+    assert "39 evaluation rows, of the 40" in result.findings[0].message
+    with pytest.raises(RequestError, match="39 evaluation rows and 40 labels"):
+        correction(problem, rows, point, out, X_eval[:39], y_eval[:40])
+
+
+def test_the_reporting_half_has_no_part_in_the_choice():
+    """What `correction` is given of the noise audit is the same whatever the evaluation labels are."""
+    problem, rows, point, X_eval, y_eval = setting(rate=0.3)
+    chosen = _half(y_eval.astype(float), seed=0)
+    other = np.where(chosen, y_eval, 1 - y_eval)
+    one, two = (noise_audit(problem, rows, point, X_eval, labels).fold_out for labels in (y_eval, other))
+    np.testing.assert_array_equal(two.margin, one.margin)

@@ -144,6 +144,32 @@ def test_more_features_than_rows_is_said():
     assert "N006" in codes(noise_audit(*state(X, y)))
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_crowded_clean_data_yield_no_more_suspects_than_a_verdict_of_no_noise_has_room_for(seed):
+    X, y, _, _, _ = simulated(seed, n=500, features=80, strength=0.25)
+    result = noise_audit(*state(X, y))
+    assert result.noise_rate[1] < 0.01
+    assert len(result.suspects) <= 5
+    assert set(result.suspects["level"]) <= {"sure"}
+
+
+def test_an_interval_from_none_to_much_is_not_called_clean():
+    X, y, _, _, _ = simulated(n=500, features=80, strength=0.25)
+    result = noise_audit(*state(X, y))
+    assert result.noise_rate[2] > 0.1
+    assert result.findings[0].code == "N001"
+    assert "No evidence of label noise, nor against it" in result.findings[0].message
+
+
+def test_margins_at_hand_are_used_as_they_are():
+    X, y, _, X_eval, y_eval = simulated(rates=(0.1, 0.2), n=600)
+    setting = state(X, y)
+    first = noise_audit(*setting).fold_out
+    again, anew = (noise_audit(*setting, X_eval, y_eval, margins=margins) for margins in (first, None))
+    assert again.fold_out is first
+    pd.testing.assert_frame_equal(again.scores, anew.scores)
+
+
 def test_flags():
     wrong = np.concatenate([np.full(10, 0.9), np.full(10, 0.45), np.full(500, 0.001)])
     sure, flagged = flag(wrong)

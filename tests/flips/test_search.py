@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.base import clone
@@ -20,7 +22,8 @@ from mlflow_relabel_audit.flips.exact import exact_margin
 from mlflow_relabel_audit.flips.order import estimate
 from mlflow_relabel_audit.flips.refit import RefitBlock
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect
-from tests.flips.fitting import fitted
+from mlflow_relabel_audit.flips.search import VerifiedSearch
+from tests.flips.fitting import Fitted, fitted
 
 X, Y = load_breast_cancer(return_X_y=True)
 X = StandardScaler().fit_transform(X)
@@ -35,14 +38,14 @@ def tight(model: object) -> LogisticRegression:
 
 
 def confirm(
-    result: RobustnessResult, model: object, train: np.ndarray, y: np.ndarray, rows: np.ndarray, sample: int,
+    result: RobustnessResult, model: object, train: Any, y: np.ndarray, rows: Any, sample: int,
     weight: np.ndarray | None = None, threshold: float = 0.5,
 ) -> int:  # fmt: skip
     """Refit scikit-learn's estimator at k and at k - 1 of each order; returns how many rows were confirmed."""
     cut = np.log(threshold / (1 - threshold))
     classes = np.unique(y)
     checked = 0
-    for t in np.random.default_rng(0).permutation(len(rows))[:sample]:
+    for t in np.random.default_rng(0).permutation(rows.shape[0])[:sample]:
         prediction = result.predictions.iloc[t]
         if prediction["status"] != "verified":
             continue
@@ -153,6 +156,10 @@ def test_what_cannot_flip_is_said() -> None:
     assert result.summary["flippable_share"] == 0.0
 
 
+def _exact(model: Fitted, relabelled: np.ndarray, x: np.ndarray) -> float:
+    return exact_margin(model.problem, model.rows, model.point, relabelled, model.point.theta, x)[0]
+
+
 @pytest.mark.parametrize("class_weight", [None, "balanced", {0: 2.0, 1: 0.5}])
 @pytest.mark.parametrize("far", [1.0, 4.0])
 def test_proved_intervals_hold_the_exact_margin(class_weight: object, far: float) -> None:
@@ -168,12 +175,7 @@ def test_proved_intervals_hold_the_exact_margin(class_weight: object, far: float
         state.load(t, block.rows[:, t], block.direction[:, t], np.abs(block.response[t]) * 1.0001)
     slots = np.arange(12)
     state.relabel(slots, sets)
-    exact = np.array(
-        [
-            exact_margin(model.problem, model.rows, model.point, sets[t], model.point.theta, block.rows[:, t])[0]
-            for t in range(12)
-        ]
-    )
+    exact = np.array([_exact(model, sets[t], block.rows[:, t]) for t in range(12)])
     tightest = []
     for step in range(8):
         state.condition(slots)
@@ -181,6 +183,14 @@ def test_proved_intervals_hold_the_exact_margin(class_weight: object, far: float
         assert np.all(np.abs(estimated - exact) <= error)
         tightest.append(float(np.median(error)))
         state.descend()
+        if step in (1, 4):  # judged without a solve, by how far the relabelled rows can have moved the gradient
+            fewer = [part[: len(part) - 1] for part in sets]
+            state.condition(slots)
+            state.relabel(slots, fewer)
+            estimated, error = state.prove()
+            nearby = np.array([_exact(model, part, block.rows[:, t]) for t, part in enumerate(fewer)])
+            assert np.all(np.abs(estimated - nearby) <= error)
+            state.relabel(slots, sets)
         if step == 2:  # own references, one that follows few rows and ones that follow most
             for t in range(0, 12, 2):
                 state.refresh(t, 20 if t == 0 else 150)
@@ -223,3 +233,38 @@ def test_odd_numbers_give_an_answer_or_a_named_error(
     verified = frame["status"] == "verified"
     assert frame.loc[verified, "k"].between(1, n).all()
     assert frame.loc[~verified, "k"].isna().all()
+
+
+@pytest.mark.parametrize("class_weight", [None, "balanced"])
+def test_a_set_depends_on_its_prediction_alone(class_weight):
+    model = LogisticRegression(C=0.05, class_weight=class_weight, tol=1e-10, max_iter=10_000).fit(X[:400], NOISY[:400])
+    auditor = Auditor(model, X[:400], NOISY[:400], sample_weight=None, threshold=0.4)
+    model_parts = auditor.fitted
+    evaluation = auditor.evaluation_rows(X[400:])
+
+    def sets(width: int) -> list[list[int]]:
+        search = VerifiedSearch(
+            auditor.problem, auditor.rows, auditor.point, model_parts.effect, model_parts.row_norms, width=width
+        )
+        blocks = estimate(auditor.rows, auditor.point, model_parts.effect, evaluation, auditor.problem.cut, 2 * width)
+        return [found.index.tolist() for block in blocks for found in search.run(block)]
+
+    together = sets(64)
+    assert sets(7) == together
+    assert sets(1) == together
+
+
+def test_forms_of_the_curvature_find_the_same_sets_in_wide_sparse_rows() -> None:
+    rng = np.random.default_rng(6)
+    words = sp.csr_matrix((rng.random((400, 1200)) < 0.01).astype(float))
+    labels = (words[:, :30].sum(axis=1).A1 + rng.standard_normal(400) > 0.3).astype(int)
+    model = LogisticRegression(C=0.05, tol=1e-10, max_iter=10_000).fit(words[:360], labels[:360])
+    found = [
+        Auditor(model, words[:360], labels[:360], curvature=kind).robustness(words[360:], certify=False)
+        for kind in ("primal", "dual", "cg")
+    ]
+    assert (found[0].predictions["status"] == "verified").all()
+    for other in found[1:]:
+        assert other.predictions["k"].tolist() == found[0].predictions["k"].tolist()
+        assert other.flip_sets["train_id"].tolist() == found[0].flip_sets["train_id"].tolist()
+    assert confirm(found[0], model, words[:360], labels[:360], words[360:], sample=12) == 12

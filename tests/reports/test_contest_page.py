@@ -40,7 +40,7 @@ def test_an_unverified_set_promises_no_refit():
     ("k", "k_lower", "said"),
     [
         (6, 4, "No 3 labels can change this decision, whichever are chosen: that is proved."),
-        (6, 2, "No 1 label can change this decision, whichever are chosen: that is proved."),
+        (6, 2, "No single label can change this decision, whichever is chosen: that is proved."),
         (6, 6, "No smaller set of labels can change this decision: that is proved."),
         (6, 1, "Smaller sets are not ruled out by proof; none was found."),
         (6, None, "sure. \n"),

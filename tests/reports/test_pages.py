@@ -13,6 +13,7 @@ from mlflow_relabel_audit.reports import (
     render_contest,
     render_noise,
     render_robustness,
+    suspects_for_review,
 )
 from mlflow_relabel_audit.reports.environment import environment
 from tests.reports.hostile import (
@@ -156,6 +157,22 @@ def test_without_include_rows_no_row_is_shown():
         render_robustness(robustness_result(), context),
     ):
         assert "secret" not in html
+
+
+def test_an_annotator_gets_the_rows_where_asked_and_no_formula():
+    result = noise_result()
+    rows = text_rows(range(2000))
+    rows["text"] = "=1+1"
+    rows["score"] = "theirs"
+    without = suspects_for_review(result, with_context(include_rows=False, train_rows=rows))
+    assert without is result.suspects
+    table = suspects_for_review(result, with_context(include_rows=True, train_rows=rows))
+    assert list(table.columns[: len(without.columns)]) == list(without.columns)
+    assert table["score"].tolist() == without["score"].tolist()
+    known = table["train_id"].isin(rows.index)
+    assert known.any()
+    assert set(table.loc[known, "text"]) == {"'=1+1"}
+    assert set(table.loc[known, "row_score"]) == {"theirs"}
 
 
 def test_templates_escape_and_know_their_names():

@@ -19,9 +19,13 @@ FRAME = pd.DataFrame(
 
 
 def log_models(
-    *, example: Any = None, serialization_format: str = "skops", **models: Any
+    *, example: Any = None, serialization_format: str | None = None, **models: Any
 ) -> tuple[str, dict[str, Any]]:
-    """Log each model under its keyword in one run; returns the run's id and MLflow's ModelInfo by name."""
+    """Log each model under its keyword in one run; returns the run's id and MLflow's ModelInfo by name.
+
+    Without a serialization format MLflow's own default is taken.
+    """
+    stored = {} if serialization_format is None else {"serialization_format": serialization_format}
     example = FRAME[["a", "b"]] if example is None else example
     logged = {}
     with mlflow.start_run() as run:
@@ -32,6 +36,6 @@ def log_models(
                 name=name,
                 signature=signature,
                 pip_requirements=["scikit-learn"],  # not inferred: that takes seconds
-                serialization_format=serialization_format,
+                **stored,
             )
     return run.info.run_id, logged

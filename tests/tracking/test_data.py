@@ -253,6 +253,29 @@ def test_dataset_input(logged_input, model, tmp_path, context):
         training(store, run_id, model, tmp_path)
 
 
+@pytest.mark.server
+def test_dataset_inputs_that_are_artifacts(server_store, model, tmp_path):
+    """What MLflow itself refuses as a dataset's source is read again through the server that holds it."""
+    FRAME.to_parquet(tmp_path / "rows.parquet")
+    run_id, _ = log_models(model=LogisticRegression().fit(FRAME[["a", "b"]], FRAME["label"]))
+    server_store.client.log_artifact(run_id, str(tmp_path / "rows.parquet"), "data")
+    root = server_store.run(run_id).info.artifact_uri
+    assert root.startswith("mlflow-artifacts:/")
+    for uri, context in ((f"runs:/{run_id}/data/rows.parquet", "train"), (f"{root}/data/rows.parquet", "test")):
+        dataset = mlflow.data.from_pandas(FRAME, source=uri, name=f"rows to {context}", targets="label")
+        with mlflow.start_run(run_id=run_id):
+            mlflow.log_input(dataset, context=context)
+    rows = training(server_store, run_id, model, tmp_path)
+    assert rows.source == f"dataset rows to train of the run (runs:/{run_id}/data/rows.parquet)"
+    pd.testing.assert_frame_equal(rows.X, FRAME[["a", "b"]])
+    resolved = resolve(server_store, run_id=run_id)
+    found, on_training = read_evaluation(server_store, resolved, model, LABEL, tmp_path, rows)
+    assert (found.dataset[0], len(found), on_training) == ("rows to test", len(FRAME), False)
+    kept = {item.dataset.name: item for item in server_store.run(run_id).inputs.dataset_inputs}
+    path = mlflow.data.get_source(kept["rows to train"]).load(str(tmp_path / "loaded"))
+    pd.testing.assert_frame_equal(pd.read_parquet(path), FRAME)
+
+
 def test_flag_before_snapshot_before_inputs(logged_input, model, tmp_path):
     store, run_id, log = logged_input
     log("rows", "train", tmp_path / "rows.parquet")

@@ -7,7 +7,7 @@ import json
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from mlflow_relabel_audit import audit
+from mlflow_relabel_audit import audit, autolog, tracking
 from mlflow_relabel_audit.errors import StoreError
 from mlflow_relabel_audit.tracking import PermissionDeniedError, Store
 from tests.servers import Server
@@ -109,3 +109,48 @@ def test_the_password_in_the_address_is_nowhere(protected, monkeypatch, tmp_path
         file = store.fetch(run_id, f"relabel_audit/{path}", tmp_path)
         assert PASSWORD.encode() not in file.read_bytes(), path
     assert not any(PASSWORD in value for value in store.run(run_id).data.tags.values())
+
+
+def test_the_hook_of_a_user_who_may_write_and_of_one_whose_rights_end(protected, monkeypatch, tmp_path, caplog):
+    """Its threads log in as training does; rights that are gone by then cost a warning, not the training."""
+    import mlflow
+
+    begin = tracking.begin
+
+    def train():
+        model = LogisticRegression().fit(FRAME[["a", "b"]], FRAME["label"])
+        mlflow.sklearn.log_model(model, name="model", pip_requirements=["scikit-learn"])
+
+    server, _, _ = protected
+    store, before = Store.connect(server.url), mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(server.url)
+    autolog(max_predictions=3)
+    try:
+        with mlflow.start_run() as allowed:
+            train()
+        run_id = allowed.info.run_id
+        run = store.run(run_id)
+        assert (run.data.tags["relabel_audit.status"], run.info.status) == ("complete", "FINISHED")
+        for path in store.files(run_id):
+            assert PASSWORD.encode() not in store.fetch(run_id, f"relabel_audit/{path}", tmp_path).read_bytes(), path
+
+        def as_reader(*args):
+            monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "reader")
+            monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "reader-" + PASSWORD)
+            return begin(*args)
+
+        monkeypatch.setattr(tracking, "begin", as_reader)
+        with mlflow.start_run() as refused:
+            train()
+            monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
+            monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
+    finally:
+        autolog(disable=True)
+        mlflow.set_tracking_uri(before)
+    said = [item.getMessage() for item in caplog.records if item.name == "mlflow_relabel_audit"]
+    assert len(said) == 1
+    assert "the model itself is logged" in said[0]
+    assert "permission denied" in said[0]
+    assert PASSWORD not in caplog.text
+    assert store.run(refused.info.run_id).info.status == "FINISHED"
+    assert not store.files(refused.info.run_id)

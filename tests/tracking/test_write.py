@@ -239,6 +239,19 @@ def test_a_fault_at_any_write_leaves_a_whole_audit(mlflow_server, server_store, 
     assert step >= (7 if earlier else 5)
 
 
+@pytest.mark.parametrize("failing", ["manifest.json", "path="], ids=["download", "listing"])
+def test_an_earlier_audit_that_cannot_be_read_is_not_taken_for_none(mlflow_server, logged, tmp_path, failing):
+    """Else the audit would be written over it as a first one, and a fault would take both away."""
+    store, resolved = logged
+    audit(store, resolved, tmp_path / "old", "old")
+    with Gate(mlflow_server) as gate:
+        gate.fail_reads = failing
+        with pytest.raises(StoreError, match="run the same command again"):
+            begin(Store.connect(gate.url), resolved)
+    assert store.run(resolved.run_id).data.tags["relabel_audit.status"] == "complete"
+    assert whole(store, resolved.run_id, tmp_path) == "old"
+
+
 @pytest.mark.slow
 def test_server_killed_in_mid_upload(tmp_path, fitted, monkeypatch):
     import mlflow

@@ -7,7 +7,7 @@ import pytest
 import scipy.sparse as sp
 
 from mlflow_relabel_audit.errors import RequestError
-from mlflow_relabel_audit.rows import Rows
+from mlflow_relabel_audit.rows import RowBlock, Rows, store
 
 RNG = np.random.default_rng(0)
 DENSE = RNG.standard_normal((300, 7)) * (RNG.random((300, 7)) < 0.6)
@@ -24,11 +24,14 @@ def features(request: pytest.FixtureRequest) -> object:
 
 
 @pytest.mark.parametrize("intercept", [True, False])
-@pytest.mark.parametrize("length", [None, 37])
+@pytest.mark.parametrize("length", [None, 64])
 def test_reductions(features: object, intercept: bool, length: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = Rows(features, np.zeros(300), np.ones(300), intercept=intercept)
     if length:
-        monkeypatch.setattr(Rows, "block_length", lambda self, columns=64: length)
+        monkeypatch.setattr(store, "BLOCK_BYTES", 8 * 7 * length)
+        monkeypatch.setattr(store, "SPARSE_ROWS", length)
+        monkeypatch.setattr(RowBlock, "piece_length", lambda self, columns=64: 11)
+    rows = Rows(features, np.zeros(300), np.ones(300), intercept=intercept)
+    assert len(rows.store.bounds) == (1 if length is None else 5)
     full = np.asarray(features.toarray() if sp.issparse(features) else features, dtype=float)  # type: ignore[attr-defined]
     full = np.hstack([full, np.ones((300, 1))]) if intercept else full
     theta, residual = RNG.standard_normal((rows.p, 5)), RNG.standard_normal((300, 4))
@@ -47,7 +50,7 @@ def test_dense_rows_are_not_copied() -> None:
     data = np.ascontiguousarray(DENSE)
     rows = Rows(data, np.zeros(300), np.ones(300), intercept=True)
     assert rows.features is data
-    assert all(np.shares_memory(block.features, data) for block in rows.blocks())
+    assert all(np.shares_memory(piece.features, data) for _, piece in rows.store.block(0).pieces(64))
 
 
 def test_relabelled_rows_share_their_features() -> None:

@@ -1,0 +1,131 @@
+"""Consecutive rows of the design matrix, and what can be asked of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from mlflow_relabel_audit.problem import FloatArray, IntArray
+
+PIECE_BYTES = 2**22
+"""Dense bytes of one piece of a block: small enough to stay in cache while it is worked on."""
+
+
+class RowBlock:
+    """Consecutive rows of the design matrix, without the column of ones.
+
+    Parameters
+    ----------
+    features : ndarray or CSR matrix of shape (rows, features)
+    intercept : bool
+        whether a virtual column of ones follows the features.
+    """
+
+    def __init__(self, features: Any, intercept: bool) -> None:
+        self._features = features
+        self.intercept = intercept
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._features = settled(self._features)
+
+    @property
+    def features(self) -> Any:
+        """The rows themselves."""
+        return self._features
+
+    @property
+    def rows(self) -> int:
+        """How many."""
+        return int(self.features.shape[0])
+
+    @property
+    def sparse(self) -> bool:
+        """Whether they are CSR."""
+        return bool(sp.issparse(self.features))
+
+    @property
+    def p(self) -> int:
+        """Coordinates, the one included."""
+        return int(self.features.shape[1]) + int(self.intercept)
+
+    def piece_length(self, columns: int = 64) -> int:
+        """Rows per piece so that a piece, and ``columns`` values per row beside it, stay in cache."""
+        features = self.features
+        stored = features.nnz // max(features.shape[0], 1) if self.sparse else features.shape[1]
+        return int(np.clip(PIECE_BYTES // max(8 * (stored + columns), 1), 64, 8192))
+
+    def pieces(self, length: int | None = None, dtype: Any = np.float64) -> Iterator[tuple[slice, RowBlock]]:
+        """Yield parts of the block in order, with where they are in it, as ``dtype`` (None: as they are kept).
+
+        They are copied only to convert.
+        """
+        length, features, rows = length or self.piece_length(), self.features, self.rows
+        dtype = dtype or features.dtype
+        for start in range(0, rows, length):
+            within = slice(start, min(start + length, rows))
+            if self.sparse:
+                part = cut(features, within.start, within.stop)
+                part.data = part.data.astype(dtype, copy=False)
+            else:
+                part = features[within].astype(dtype, copy=False)
+            yield within, RowBlock(part, self.intercept)
+
+    def margins(self, theta: FloatArray, out: FloatArray | None = None) -> FloatArray:
+        """Rows times ``theta``, shape (p, B) to (rows, B); written to ``out`` where it is given."""
+        weights = theta[:-1] if self.intercept else theta
+        if self.sparse:
+            product = self.features @ weights
+            if out is not None:
+                out[...] = product
+                product = out
+        else:
+            product = np.matmul(self.features, weights, out=out)
+        if self.intercept:
+            product += theta[-1]
+        return product
+
+    def pull(self, residual: FloatArray) -> FloatArray:
+        """Rows' transpose times ``residual``, shape (rows, B) to (p, B)."""
+        pulled = self.features.T @ residual
+        if not self.intercept:
+            return np.asarray(pulled)
+        return np.concatenate([pulled, residual.sum(axis=0, keepdims=True)])
+
+    def take(self, index: IntArray) -> Any:
+        """Rows at ``index`` in float64 with the column of ones: ndarray or CSR of shape (len(index), p)."""
+        return self._with_ones(self.features[index])
+
+    def whole(self) -> Any:
+        """All rows as `take` gives them."""
+        return self._with_ones(self.features)
+
+    def _with_ones(self, part: Any) -> Any:
+        if not sp.issparse(part):
+            taken = np.empty((part.shape[0], part.shape[1] + int(self.intercept)))
+            taken[:, : part.shape[1]] = part
+            taken[:, part.shape[1] :] = 1.0
+            return taken
+        part = part.astype(np.float64)
+        if not self.intercept:
+            return part
+        return sp.hstack([part, sp.csr_matrix(np.ones((part.shape[0], 1)))], format="csr")
+
+
+def settled(value: Any) -> Any:
+    """An array that came over the wire, where it may begin anywhere, in memory of its own: BLAS sums alike there."""
+    return value.copy() if isinstance(value, np.ndarray) and not value.flags.owndata else value
+
+
+def cut(matrix: Any, start: int, stop: int) -> Any:
+    """Rows ``start:stop`` of a CSR matrix, sharing its memory."""
+    pointers = matrix.indptr
+    part = slice(pointers[start], pointers[stop])
+    return sp.csr_matrix(
+        (matrix.data[part], matrix.indices[part], pointers[start : stop + 1] - pointers[start]),
+        shape=(stop - start, matrix.shape[1]),
+        copy=False,
+    )

@@ -1,0 +1,65 @@
+"""Rows in this process: an array or CSR matrix, whose blocks are views of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from mlflow_relabel_audit.errors import RequestError
+from mlflow_relabel_audit.rows.block import RowBlock, cut
+from mlflow_relabel_audit.rows.store import Call, Join, Step, block_bounds, fold, walk
+
+
+def as_features(features: Any) -> Any:
+    """An ndarray in C order or a CSR matrix, float32 or float64, copied only where it is not one already.
+
+    Raises
+    ------
+    RequestError
+        It has not two dimensions.
+    """
+    if sp.issparse(features):
+        matrix = features if features.format == "csr" else features.tocsr()
+        return matrix if matrix.dtype in (np.float32, np.float64) else matrix.astype(np.float64)
+    dense = np.asarray(features)
+    dtype = dense.dtype if dense.dtype in (np.float32, np.float64) else np.float64
+    dense = np.ascontiguousarray(dense, dtype=dtype)
+    if dense.ndim != 2:
+        raise RequestError(f"training rows: got an array of {dense.ndim} dimensions; pass a table (n, features)")
+    return dense
+
+
+class MemoryStore:
+    """Blocks that are views of one array or CSR matrix."""
+
+    local = True
+    room: int | None = None
+
+    def __init__(self, features: Any, intercept: bool) -> None:
+        self.features = as_features(features)
+        self.intercept = intercept
+        self.shape: tuple[int, int] = self.features.shape
+        self.sparse = bool(sp.issparse(self.features))
+        self.nnz = int(self.features.nnz) if self.sparse else int(self.features.size)
+        self.dtype: Any = self.features.dtype
+        self.bounds: Sequence[tuple[int, int]] = block_bounds(self.shape[0], self.shape[1], self.sparse)
+
+    def block(self, number: int) -> RowBlock:
+        """One block; nothing is copied."""
+        start, stop = self.bounds[number]
+        if len(self.bounds) == 1:
+            return RowBlock(self.features, self.intercept)
+        return RowBlock(cut(self.features, start, stop) if self.sparse else self.features[start:stop], self.intercept)
+
+    def map(self, step: Step, calls: Iterable[Call], along: Sequence[Any], arguments: tuple[Any, ...]) -> Iterator[Any]:
+        """Run the step on block after block."""
+        return walk(self.block, self.bounds, step, calls, along, arguments)
+
+    def reduce(
+        self, step: Step, calls: Iterable[Call], along: Sequence[Any], arguments: tuple[Any, ...], join: Join
+    ) -> tuple[Any, ...] | None:
+        """Run the step on block after block and join the results."""
+        return fold(self.map(step, calls, along, arguments), join)

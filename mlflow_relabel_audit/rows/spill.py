@@ -1,0 +1,253 @@
+"""Rows on disk: transformed once, written to a scratch folder as plain arrays, read back block by block.
+
+The folder is private (mode 0700) and goes with the store, at the latest when the process ends. As many of the
+first blocks as fit half the memory limit stay in memory; the others pass through two buffers, one of which is
+filled while the other is worked on. The other half is for what is held beside the rows.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from mlflow_relabel_audit.errors import RequestError, StoreError
+from mlflow_relabel_audit.problem import IntArray
+from mlflow_relabel_audit.rows.block import RowBlock
+from mlflow_relabel_audit.rows.memory import as_features
+from mlflow_relabel_audit.rows.store import Call, Join, Step, block_bounds, fold
+
+FEW = 8
+"""A step that picks less than one in so many of a block's rows has only those read."""
+BUFFERS = 2
+
+
+class Scratch:
+    """A private folder (mode 0700) that goes with this object, at the latest when the process ends."""
+
+    def __init__(self, parent: str | os.PathLike[str] | None) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="relabel-rows-", dir=parent))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+
+class Spool:
+    """Writes chunks of features one after the other, and hands them over as a store."""
+
+    def __init__(self, scratch: str | os.PathLike[str] | None = None) -> None:
+        self._folder = Scratch(scratch)
+        self._path = self._folder.path
+        self._n, self._sparse = 0, False
+        self._dtype: Any = None
+        self._width: int | None = None
+        self._pointers: list[Any] = [np.zeros(1, dtype=np.int64)]
+
+    def add(self, features: Any) -> None:
+        """Append a chunk, an ndarray or CSR matrix.
+
+        Raises
+        ------
+        StoreError
+            It has other columns than the chunks before it, or cannot be written.
+        """
+        chunk = as_features(features)
+        if self._width is None:
+            self._dtype, self._width, self._sparse = chunk.dtype, chunk.shape[1], bool(sp.issparse(chunk))
+        if chunk.shape[1] != self._width:
+            raise StoreError(
+                f"training rows: the block from row {self._n} on has {chunk.shape[1]} features, those before it "
+                f"{self._width}; write the rows again with the same columns throughout"
+            )
+        self._n += chunk.shape[0]
+        if self._sparse:
+            chunk = sp.csr_matrix(chunk)
+            self._pointers.append(self._pointers[-1][-1] + chunk.indptr[1:].astype(np.int64))
+            self._append("data", chunk.data.astype(self._dtype, copy=False))
+            self._append("indices", chunk.indices.astype(np.int32, copy=False))
+        else:
+            dense = chunk.toarray() if sp.issparse(chunk) else chunk
+            self._append("features", dense.astype(self._dtype, copy=False))
+
+    def store(self, intercept: bool, memory_limit: int) -> SpilledStore:
+        """All that was added, readable block by block within ``memory_limit`` bytes."""
+        if self._width is None:
+            raise RequestError("training rows: got none; pass the rows the model was trained on")
+        shape = (self._n, self._width)
+        pointers = np.concatenate(self._pointers) if self._sparse else None
+        return SpilledStore(self._folder, shape, self._dtype, pointers, intercept, memory_limit)
+
+    def _append(self, name: str, values: Any) -> None:
+        with _failing(self._path), (self._path / name).open("ab") as file:
+            np.ascontiguousarray(values).tofile(file)
+
+
+class SpilledStore:
+    """Blocks read from the arrays of a `Spool`."""
+
+    local = True
+
+    def __init__(
+        self, folder: Scratch, shape: tuple[int, int], dtype: Any, pointers: Any, intercept: bool, memory_limit: int
+    ) -> None:
+        self._folder, self._path, self._pointers = folder, folder.path, pointers
+        self.shape, self.dtype, self.intercept = shape, np.dtype(dtype), intercept
+        self.sparse = pointers is not None
+        self.nnz = int(pointers[-1]) if self.sparse else shape[0] * shape[1]
+        self.bounds: Sequence[tuple[int, int]] = block_bounds(shape[0], shape[1], self.sparse)
+        self.room: int | None = memory_limit // 2
+        largest = max(self._bytes(start, stop) for start, stop in self.bounds)
+        if BUFFERS * largest > self.room:
+            raise RequestError(
+                f"memory limit: got {memory_limit / 2**20:.0f} MiB; the blocks of these rows take up to "
+                f"{largest / 2**20:.0f} MiB and two of them a quarter each, so pass at least "
+                f"{2 * BUFFERS * largest / 2**20:.0f} MiB"
+            )
+        self._largest = largest
+        spare, self._pinned = self.room - BUFFERS * largest, {}
+        for number, (start, stop) in enumerate(self.bounds):
+            spare -= self._bytes(start, stop)
+            if spare < 0:
+                break
+            self._pinned[number] = self._read(start, stop, None)
+        self._buffers: list[Any] = [None] * BUFFERS
+
+    def _bytes(self, start: int, stop: int) -> int:
+        if self.sparse:
+            return int(self._pointers[stop] - self._pointers[start]) * (self.dtype.itemsize + 4) + 8 * (stop - start)
+        return (stop - start) * self.shape[1] * self.dtype.itemsize
+
+    # -- reading ---------------------------------------------------------------------------------------------
+
+    def _read(self, start: int, stop: int, buffer: Any) -> Any:
+        """Rows ``start:stop`` as an ndarray or CSR matrix, in the buffer's memory where one is given."""
+        memory = np.empty(self._bytes(start, stop), dtype=np.uint8) if buffer is None else buffer
+        if not self.sparse:
+            size = (stop - start) * self.shape[1] * self.dtype.itemsize
+            self._fill("features", start * self.shape[1] * self.dtype.itemsize, memory[:size])
+            return memory[:size].view(self.dtype).reshape(stop - start, self.shape[1])
+        first, last = int(self._pointers[start]), int(self._pointers[stop])
+        size = (last - first) * self.dtype.itemsize
+        data, indices = memory[:size], memory[size : size + 4 * (last - first)]
+        self._fill("data", first * self.dtype.itemsize, data)
+        self._fill("indices", 4 * first, indices)
+        pointers = (self._pointers[start : stop + 1] - first).astype(np.int32)
+        parts = (data.view(self.dtype), indices.view(np.int32), pointers)
+        return sp.csr_matrix(parts, shape=(stop - start, self.shape[1]), copy=False)
+
+    def _fill(self, name: str, offset: int, memory: Any) -> None:
+        with _failing(self._path), (self._path / name).open("rb", buffering=0) as file:
+            file.seek(offset)
+            view, done = memoryview(memory), 0
+            while done < len(view):
+                count = file.readinto(view[done:])
+                if not count:
+                    raise OSError(f"{name} ends too early")
+                done += count
+
+    def pick(self, start: int, index: IntArray) -> Any:
+        """Rows ``start + index`` alone, read one by one."""
+        order = np.argsort(index, kind="stable")
+        parts = [self._read(start + int(row), start + int(row) + 1, None) for row in index[order]]
+        whole = sp.vstack(parts, format="csr") if self.sparse else np.concatenate(parts)
+        return whole[np.argsort(order, kind="stable")]
+
+    def _buffered(self, number: int, turn: int) -> Any:
+        if self._buffers[turn] is None:
+            self._buffers[turn] = np.empty(self._largest, dtype=np.uint8)
+        return self._read(*self.bounds[number], self._buffers[turn])
+
+    def _blocks(self, calls: Iterable[Call], step: Step) -> Iterator[tuple[int, tuple[Any, ...], RowBlock]]:
+        """Yield the calls with their blocks, the next one being read meanwhile."""
+        if getattr(step, "picks_rows", False):
+            for number, own in calls:
+                features = self._pinned.get(number)
+                block = PickedBlock(self, number) if features is None else RowBlock(features, self.intercept)
+                yield number, own, block
+            return
+        with ThreadPoolExecutor(1, thread_name_prefix="read-rows") as reader:
+            ahead: tuple[int, tuple[Any, ...], Future[Any] | None] | None = None
+            turn = 0
+            for number, own in calls:
+                read = None
+                if number not in self._pinned:
+                    read = reader.submit(self._buffered, number, turn)
+                    turn = (turn + 1) % BUFFERS
+                if ahead is not None:
+                    yield self._ready(*ahead)
+                ahead = number, own, read
+            if ahead is not None:
+                yield self._ready(*ahead)
+
+    def _ready(
+        self, number: int, own: tuple[Any, ...], read: Future[Any] | None
+    ) -> tuple[int, tuple[Any, ...], RowBlock]:
+        features = self._pinned[number] if read is None else read.result()
+        return number, own, RowBlock(features, self.intercept)
+
+    # -- steps -----------------------------------------------------------------------------------------------
+
+    def map(self, step: Step, calls: Iterable[Call], along: Sequence[Any], arguments: tuple[Any, ...]) -> Iterator[Any]:
+        """Run the step on block after block."""
+        for number, own, block in self._blocks(calls, step):
+            start, stop = self.bounds[number]
+            yield step(block, *own, *(values[start:stop] for values in along), *arguments)
+
+    def reduce(
+        self, step: Step, calls: Iterable[Call], along: Sequence[Any], arguments: tuple[Any, ...], join: Join
+    ) -> tuple[Any, ...] | None:
+        """Run the step on block after block and join the results."""
+        return fold(self.map(step, calls, along, arguments), join)
+
+
+class PickedBlock(RowBlock):
+    """A block of which a step takes single rows: only those are read where they are few."""
+
+    def __init__(self, store: SpilledStore, number: int) -> None:
+        super().__init__(None, store.intercept)
+        self._store, self._bounds = store, store.bounds[number]
+
+    @property
+    def features(self) -> Any:
+        """The whole block, read when first asked for."""
+        if self._features is None:
+            self._features = self._store._read(*self._bounds, None)
+        return self._features
+
+    @property
+    def rows(self) -> int:
+        """How many."""
+        return self._bounds[1] - self._bounds[0]
+
+    @property
+    def sparse(self) -> bool:
+        """Whether they are CSR."""
+        return self._store.sparse
+
+    @property
+    def p(self) -> int:
+        """Coordinates, the one included."""
+        return self._store.shape[1] + int(self.intercept)
+
+    def take(self, index: IntArray) -> Any:
+        """Rows at ``index``, as of any block."""
+        if self._features is None and FEW * len(index) < self.rows:
+            return self._with_ones(self._store.pick(self._bounds[0], index))
+        return super().take(index)
+
+
+@contextmanager
+def _failing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"scratch folder {path}: {error.strerror or error}; free space or point TMPDIR to another disk"
+        ) from error

@@ -1,0 +1,121 @@
+"""What is asked of one block of rows; functions of a module, so that they can run in another process."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from mlflow_relabel_audit.problem import FloatArray, IntArray
+from mlflow_relabel_audit.rows.block import RowBlock
+from mlflow_relabel_audit.rows.store import Step
+
+
+def picks_rows(step: Step) -> Step:
+    """Mark a step that asks a block for single rows only, so that the others need not be read."""
+    step.picks_rows = True  # type: ignore[attr-defined]
+    return step
+
+
+def margins(block: RowBlock, out: FloatArray, theta: FloatArray) -> None:
+    """``X @ theta`` into ``out``."""
+    for within, piece in block.pieces():
+        piece.margins(theta, out=out[within])
+
+
+def pull(block: RowBlock, residual: FloatArray) -> tuple[FloatArray]:
+    """``X' @ residual``."""
+    out = np.zeros((block.p, residual.shape[1]))
+    for within, piece in block.pieces():
+        out += piece.pull(residual[within])
+    return (out,)
+
+
+def gram(block: RowBlock, diagonal: FloatArray) -> tuple[Any, FloatArray]:
+    """``X' diag(diagonal) X`` of the features, and their pull of the diagonal."""
+    if block.sparse:
+        features = block.features.astype(np.float64, copy=False)
+        inner: Any = features.T @ features.multiply(diagonal[:, None]).tocsr()
+        return inner, pull(block, diagonal[:, None])[0]
+    root = np.sqrt(diagonal)
+    width = block.features.shape[1]
+    inner = np.zeros((width, width))
+    pulled = np.zeros((block.p, 1))
+    for within, piece in block.pieces(max(512, block.piece_length())):
+        scaled = piece.features * root[within, None]
+        inner += scaled.T @ scaled
+        pulled += piece.pull(diagonal[within, None])
+    return inner, pulled
+
+
+@picks_rows
+def part_gram(block: RowBlock, index: IntArray, diagonal: FloatArray) -> tuple[Any]:
+    """``X_S' diag(diagonal) X_S`` over the rows at ``index``, ones included, by a symmetric product."""
+    root = np.sqrt(diagonal)[:, None]
+    part = block.take(index)
+    if block.sparse:
+        part = part.multiply(root).tocsr()
+    else:
+        part *= root
+    return (part.T @ part,)
+
+
+@picks_rows
+def spread(block: RowBlock, index: IntArray, column: IntArray, amount: FloatArray, width: int) -> tuple[FloatArray]:
+    """``sum of amount_j x_j`` over the rows at ``index``, gathered by ``column``, shape (p, width)."""
+    out = np.zeros((block.p, width))
+    for start in range(0, len(index), 8192):
+        some = slice(start, start + 8192)
+        size = len(index[some])
+        across = sp.csr_matrix((amount[some], (column[some], np.arange(size))), shape=(width, size))
+        moved = across @ block.take(index[some])
+        out += (moved.toarray() if sp.issparse(moved) else moved).T
+    return (out,)
+
+
+def square_norms(block: RowBlock, out: FloatArray) -> None:
+    """Squared norms of the rows, the one included."""
+    for within, piece in block.pieces():
+        part = piece.features
+        square = part.multiply(part).sum(axis=1) if piece.sparse else np.einsum("ij,ij->i", part, part)
+        out[within] = np.asarray(square).ravel()
+    if block.intercept:
+        out += 1.0
+
+
+def column_squares(block: RowBlock, diagonal: FloatArray) -> tuple[FloatArray]:
+    """Diagonal of ``X' diag(diagonal) X``."""
+    out = np.zeros(block.p)
+    features = block.features.shape[1]
+    for within, piece in block.pieces():
+        part = piece.features
+        out[:features] += (part.multiply(part) if piece.sparse else part * part).T @ diagonal[within]
+    if block.intercept:
+        out[-1] = diagonal.sum()
+    return (out,)
+
+
+@picks_rows
+def take(block: RowBlock, index: IntArray) -> Any:
+    """Rows at ``index``."""
+    return block.take(index)
+
+
+def forms(block: RowBlock, out: FloatArray, basis: FloatArray, functions: FloatArray) -> None:
+    """``(X @ basis)^2 @ functions`` into ``out``."""
+    for within, piece in block.pieces():
+        out[within] = piece.margins(basis) ** 2 @ functions
+
+
+def digest(block: RowBlock) -> bytes:
+    """SHA-256 of the block's entries."""
+    features, out = block.features, hashlib.sha256()
+    parts = [features.data, features.indices, features.indptr] if block.sparse else [features]
+    for part in parts:
+        if part.dtype.kind == "i":
+            part = part.astype(np.int64, copy=False)
+        out.update(str(part.dtype).encode())
+        out.update(np.ascontiguousarray(part).data)
+    return out.digest()

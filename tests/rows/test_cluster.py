@@ -1,0 +1,141 @@
+"""Rows on a real scheduler with worker processes: the same answers as in memory, lost workers, named errors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mlflow_relabel_audit import Auditor
+from mlflow_relabel_audit.errors import StoreError
+from mlflow_relabel_audit.flips import search
+from mlflow_relabel_audit.rows import ClusterStore, ParquetSource, Rows
+from tests.rows.test_spill import model, same, small_blocks, table
+
+distributed = pytest.importorskip("distributed")
+
+__all__ = ["small_blocks"]
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::UserWarning")
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Any]:
+    import dask
+
+    options = {"distributed.scheduler.allowed-failures": 1, "distributed.logging.distributed": "critical"}
+    with (
+        dask.config.set(options),
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs="CRITICAL"
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        yield client
+
+
+def compare(auditors: tuple[Auditor, Auditor], asked: Any, labels: Any) -> None:
+    found, wanted = (auditor.robustness(asked, labels) for auditor in auditors)
+    same(found, wanted)
+    assert (found.predictions["status"] == "verified").sum() > 8
+
+
+@pytest.mark.parametrize("kind", ["text", "balanced"])
+def test_same_answers_as_in_memory(
+    kind: Any, client: Any, tmp_path: Path, small_blocks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "keeps", lambda rows, width: False)
+    frame, test = table(), table(12)
+    estimator, X = model(kind, frame)
+    frame.iloc[:250].to_parquet(tmp_path / "a.parquet", row_group_size=90)
+    frame.iloc[250:].to_parquet(tmp_path / "b.parquet")
+    text = "text" if kind == "text" else None
+    inside = Auditor(estimator, X, frame["label"])
+    outside = Auditor.from_parquet(estimator, tmp_path, "label", text=text, dask=client)
+    assert len(outside.rows.store.bounds) > 5
+    assert outside.fingerprint == inside.fingerprint
+    compare((outside, inside), test["text"] if text else test.drop(columns=["label", "text"]), test["label"])
+
+
+def test_a_worker_killed_in_the_middle(client: Any, small_blocks: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "keeps", lambda rows, width: False)
+    frame, test = table(), table(12)
+    estimator, X = model(None, frame)
+    inside, outside = Auditor(estimator, X, frame["label"]), Auditor(estimator, X, frame["label"], dask=client)
+    before = set(client.run(os.getpid).values())
+    passes = 0
+    submit = ClusterStore._submit
+
+    def counting(self: ClusterStore, *arguments: Any) -> Any:
+        nonlocal passes
+        passes += 1
+        if passes == 12:
+            os.kill(min(before), 9)
+        return submit(self, *arguments)
+
+    monkeypatch.setattr(ClusterStore, "_submit", counting)
+    compare((outside, inside), test.drop(columns=["label", "text"]), test["label"])
+    assert passes > 20
+    client.wait_for_workers(2, timeout=30)
+    assert set(client.run(os.getpid).values()) != before
+
+
+def test_rows_do_not_travel(client: Any, small_blocks: None) -> None:
+    X = np.random.default_rng(0).standard_normal((900, 4))
+    kept = ClusterStore(client, X, _plain, X[:2], True)
+    rows = Rows(kept, np.zeros(900), np.ones(900), intercept=True)
+    theta = np.ones((5, 2))
+    first = rows.margins(theta)
+    assert np.array_equal(first, Rows(X, np.zeros(900), np.ones(900), intercept=True).margins(theta))
+    where = client.who_has(kept._blocks)
+    assert {worker for held in where.values() for worker in held} == set(client.scheduler_info()["workers"])
+    rows.pull(first)
+    now = client.who_has(kept._blocks)
+    assert all(set(where[key]) & set(now[key]) for key in where)  # Dask may copy one to an idle worker, none goes
+
+
+def test_large_coefficients_reach_every_pass(client: Any, small_blocks: None) -> None:
+    X = np.random.default_rng(1).standard_normal((300, 4))
+    rows = Rows(ClusterStore(client, X, _plain, X[:2], True), np.zeros(300), np.ones(300), intercept=True)
+    direct = Rows(X, np.zeros(300), np.ones(300), intercept=True)
+    for scale in (1.0, 2.0):
+        theta = scale * np.random.default_rng(2).standard_normal((5, 40_000))
+        assert np.allclose(rows.margins(theta)[:, ::1000], direct.margins(theta[:, ::1000]), rtol=1e-12)
+
+
+def test_a_file_that_the_workers_do_not_see(client: Any, tmp_path: Path) -> None:
+    frame = table(60)
+    for name in "ab":
+        frame.to_parquet(tmp_path / f"{name}.parquet")
+    source = ParquetSource(tmp_path).select(["size", "age"], array=True)
+    head = source.read(0, 2)
+    (tmp_path / "b.parquet").unlink()
+    store = ClusterStore(client, source, _plain, head, True)
+    with pytest.raises(StoreError, match=r"b\.parquet"):
+        Rows(store, np.zeros(120), np.ones(120), intercept=True).square_norms()
+
+
+def test_a_task_whose_worker_dies(client: Any, small_blocks: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client.cluster.scheduler, "allowed_failures", 0)
+    X = np.ones((64, 4))
+    rows = Rows(ClusterStore(client, X, _plain, X[:2], True), np.zeros(64), np.ones(64), intercept=True)
+    rows.square_norms()
+    with pytest.raises(StoreError, match="run out of memory"):
+        rows.reduce(_die, join=("sum",))
+
+
+def test_no_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlflow_relabel_audit.rows.cluster.PATIENCE", 0.5)
+    with pytest.raises(StoreError, match=r"tcp://127\.0\.0\.1:1: no scheduler"):
+        ClusterStore("tcp://127.0.0.1:1", np.ones((3, 2)), _plain, np.ones((2, 2)), True)
+
+
+def _plain(rows: Any) -> Any:
+    return rows
+
+
+def _die(block: Any) -> Any:
+    os._exit(1)
