@@ -25,4 +25,5 @@ QUALITY = {
     "tweet-embeddings": (0.75, 0.76, 0.84),
     "loan": (0.79, 0.80, 0.88),
 }
-"""Table 6: accuracy, F1 and area under the curve. Its embeddings are BERT's; its bag of words on SST averages word vectors."""
+"""Table 6: accuracy, F1 and area under the curve. Its embeddings are BERT's; its bag of words on SST
+averages word vectors."""
