@@ -204,7 +204,7 @@ class VerifiedSearch:
         self.products, self.settled, self.refreshed = 0.0, 0, 0
         # rows an own reference follows, and the iterations (of 4 n p) it costs: do without until they are spent
         self._followed = min(rows.n, max(rows.p, REFERENCE_ENTRIES // rows.p, rows.n // 8))
-        spent = self._followed * rows.p**2 + rows.p**3 / 3.0
+        spent = 2.0 * self._followed * rows.p**2 + rows.p**3 / 3.0
         self._patience = int(np.clip(spent / (4.0 * max(rows.nnz, 1)), MIN_DESCENTS, MAX_DESCENTS))
 
     @property

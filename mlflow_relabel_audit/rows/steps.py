@@ -53,13 +53,16 @@ def gram(block: RowBlock, diagonal: FloatArray) -> tuple[Any, FloatArray]:
 @picks_rows
 def part_gram(block: RowBlock, index: IntArray, diagonal: FloatArray) -> tuple[Any]:
     """``X_S' diag(diagonal) X_S`` over the rows at ``index``, ones included, by a symmetric product."""
-    root = np.sqrt(diagonal)[:, None]
-    part = block.take(index)
-    if block.sparse:
-        part = part.multiply(root).tocsr()
-    else:
-        part *= root
-    return (part.T @ part,)
+    out: Any = 0.0
+    for start in range(0, len(index), 4096):  # a copy of so many rows at a time, not of them all
+        some = slice(start, start + 4096)
+        part, root = block.take(index[some]), np.sqrt(diagonal[some])[:, None]
+        if block.sparse:
+            part = part.multiply(root).tocsr()
+        else:
+            part *= root
+        out = part.T @ part if start == 0 else out + part.T @ part
+    return (out,)
 
 
 @picks_rows

@@ -47,7 +47,7 @@ def test_solve_and_row_norms(kind: str, sparse: bool, intercept: bool, free: boo
 
 
 def test_few_entries_touch_few_rows_of_the_inverse() -> None:
-    X = sp.random_array((300, 1100), density=0.01, format="csr", rng=np.random.default_rng(2))
+    X = sp.random(300, 1100, density=0.01, format="csr", random_state=2)
     rows = Rows(X, np.zeros(300), np.ones(300), intercept=True)
     curvature = factor(rows, np.full(300, 0.2), np.append(np.full(1100, 0.5), 0.0), "primal")
     right = rows.columns(np.arange(5))
