@@ -144,9 +144,7 @@ def find_stationary_point(
     if stored is not None:
         state, steps = stored, 0
     else:
-        state, here, steps = _minimise(problem, rows, weight, logged, here)
-        if steps or here.kind != form:
-            here = factor(rows, state.diagonal, problem.penalty, form)
+        state, here, steps = _minimise(problem, rows, weight, logged, here, form)
     residual = math.sqrt(max(float(state.gradient @ here.solve(state.gradient)), 0.0))
     polished = not np.array_equal(state.theta, problem.theta)
     report = Stationarity(gap, relative, residual, polished=polished, steps=steps)
@@ -164,11 +162,8 @@ def refit(problem: Problem, rows: Rows, theta: FloatArray, kind: str | None = No
     weight = row_weights(problem, rows)
     first = _State.at(problem, rows, weight, theta)
     form = kind or choose_kind(rows, problem.penalty)
-    state, here, steps = _minimise(
-        problem, rows, weight, first, _for_steps(rows, first.diagonal, problem.penalty, form)
-    )
-    if steps or here.kind != form:
-        here = factor(rows, state.diagonal, problem.penalty, form)
+    here = _for_steps(rows, first.diagonal, problem.penalty, form)
+    state, here, steps = _minimise(problem, rows, weight, first, here, form)
     residual = math.sqrt(max(float(state.gradient @ here.solve(state.gradient)), 0.0))
     report = Stationarity(np.nan, np.nan, residual, polished=True, steps=steps)
     return StationaryPoint(state.theta, state.margin, state.probability, weight, state.diagonal, here, report)
@@ -195,11 +190,11 @@ class _State:
 
 
 def _minimise(
-    problem: Problem, rows: Rows, weight: FloatArray, state: _State, here: Curvature
+    problem: Problem, rows: Rows, weight: FloatArray, state: _State, here: Curvature, form: str
 ) -> tuple[_State, Curvature, int]:
     """Chord-Newton steps, halved until the objective falls; H taken anew where the decrement falls slowly.
 
-    Returns the minimiser, the curvature that led to it and the number of steps.
+    Returns the minimiser, the curvature there in ``form`` and the number of steps.
     """
     direction = here.solve(state.gradient)
     decrement = float(state.gradient @ direction)
@@ -228,6 +223,8 @@ def _minimise(
             here = factor(rows, state.diagonal, problem.penalty, here.kind)
             direction = here.solve(state.gradient)
             decrement = float(state.gradient @ direction)
+    if steps or here.kind != form:
+        here = factor(rows, state.diagonal, problem.penalty, form)
     return state, here, steps
 
 

@@ -279,8 +279,10 @@ def _counts(influence: FloatArray, goal: FloatArray) -> list[int]:
     floor = _floor(influence, goal, 1)
     found = []
     for row, wanted, least, most in zip(influence, goal, floor, reachable, strict=True):
-        k = _depth(row, float(wanted), float(least)) if most > wanted else 0
-        found.append(k or (_depth(row, float(wanted), TINY) if most > wanted else 0))
+        k = 0
+        if most > wanted:
+            k = _depth(row, float(wanted), float(least)) or _depth(row, float(wanted), TINY)
+        found.append(k)
     return found
 
 
