@@ -100,6 +100,12 @@ def column_squares(block: RowBlock, diagonal: FloatArray) -> tuple[FloatArray]:
     return (out,)
 
 
+def lowest(block: RowBlock) -> tuple[float]:
+    """The smallest entry of the features."""
+    features = block.features
+    return (float(features.min()) if min(features.shape) else 0.0,)
+
+
 @picks_rows
 def take(block: RowBlock, index: IntArray) -> Any:
     """Rows at ``index``."""
