@@ -211,7 +211,7 @@ def bias_audit(
         train_label=given_labels[composition.drivers["train_row"]],
     )[list(DRIVER_COLUMNS)]
     findings = conclude(groups, by_group, sets, attributes, Rules(alpha, min_group, str(classes[1])))
-    return BiasResult(groups, by_group, sets, drivers, _summary(groups, by_group, findings), findings)
+    return BiasResult(groups, by_group, sets, drivers, _summary(groups, by_group, sets, findings), findings)
 
 
 def _check(
@@ -288,7 +288,9 @@ def _outcomes(predictions: pd.DataFrame, classes: tuple[Any, Any]) -> dict[str, 
     return masks
 
 
-def _summary(groups: pd.DataFrame, by_group: pd.DataFrame, findings: tuple[Finding, ...]) -> dict[str, float]:
+def _summary(
+    groups: pd.DataFrame, by_group: pd.DataFrame, sets: pd.DataFrame, findings: tuple[Finding, ...]
+) -> dict[str, float]:
     """Metrics; only what is finite."""
     shown = groups[(groups["status"] == "ok") & (groups["train_group"] != ALL) & (groups["train_label"] == ALL)]
     errors = shown.loc[(shown["outcome"] == "misclassified") & (shown["eval_group"] != ALL), "lift"]
@@ -300,4 +302,7 @@ def _summary(groups: pd.DataFrame, by_group: pd.DataFrame, findings: tuple[Findi
         "bias_groups": float(len(large)),
         "bias_alarms": float(sum(f.applicable and f.level != "info" for f in findings)),
     }
+    over_all = sets[(sets["eval_group"] == ALL) & (sets["outcome"] == "misclassified") & (sets["status"] == "ok")]
+    for row in over_all.itertuples():  # what the named rows hold of the sets of all errors
+        figures |= {f"bias_share_{row.set}": row.share, f"bias_lift_{row.set}": row.lift}
     return {name: float(value) for name, value in figures.items() if np.isfinite(value)}
