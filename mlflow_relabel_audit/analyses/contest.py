@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 
 from mlflow_relabel_audit.curvature import StationaryPoint
-from mlflow_relabel_audit.curvature.stationary import sigmoid
 from mlflow_relabel_audit.errors import RequestError
 from mlflow_relabel_audit.flips.refit import RefitBlock
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect
 from mlflow_relabel_audit.flips.removal import RemovalSet, removal_sets
 from mlflow_relabel_audit.flips.search import VERIFIED, FlipSet
+from mlflow_relabel_audit.likelihood import sigmoid
 from mlflow_relabel_audit.problem import FloatArray, IntArray, Problem
 from mlflow_relabel_audit.rows import Rows
 

@@ -18,10 +18,10 @@ import pandas as pd
 from mlflow_relabel_audit.analyses.findings import Finding
 from mlflow_relabel_audit.analyses.foldout import SPARSE_FLOP, class_weights, refit
 from mlflow_relabel_audit.curvature import StationaryPoint, factor
-from mlflow_relabel_audit.curvature.stationary import sigmoid
 from mlflow_relabel_audit.errors import RequestError
 from mlflow_relabel_audit.flips.order import estimate
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect
+from mlflow_relabel_audit.likelihood import sigmoid
 from mlflow_relabel_audit.problem import FloatArray, IntArray, Problem
 from mlflow_relabel_audit.rows import Rows
 

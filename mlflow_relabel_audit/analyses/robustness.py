@@ -11,13 +11,13 @@ import pandas as pd
 
 from mlflow_relabel_audit.analyses.checkpoint import Checkpoint
 from mlflow_relabel_audit.curvature import StationaryPoint
-from mlflow_relabel_audit.curvature.stationary import sigmoid
 from mlflow_relabel_audit.errors import RequestError
 from mlflow_relabel_audit.flips.adaptive import shrink
 from mlflow_relabel_audit.flips.certificate import Certificate
 from mlflow_relabel_audit.flips.order import EstimateBlock, estimate, response_error
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect
 from mlflow_relabel_audit.flips.search import UNVERIFIED, VERIFIED, FlipSet, SearchCost, VerifiedSearch
+from mlflow_relabel_audit.likelihood import sigmoid
 from mlflow_relabel_audit.problem import FloatArray, IntArray, Problem
 from mlflow_relabel_audit.rows import Rows
 

@@ -26,7 +26,7 @@ class ConjugateCurvature:
         self._rows = rows
         self._diagonal = diagonal
         self._penalty = penalty
-        self._jacobi = rows.column_squares(diagonal) + penalty
+        self._jacobi = self._column_squares() + penalty
         if np.any(self._jacobi <= 0):
             raise singular("a column is zero and has no penalty")
 
@@ -44,6 +44,10 @@ class ConjugateCurvature:
         if not curvature.condition < MAX_CONDITION:
             raise singular(f"condition number {curvature.condition:.1e}")
         return curvature
+
+    def _column_squares(self) -> FloatArray:
+        """Diagonal of H without R, shape (p,)."""
+        return self._rows.column_squares(self._diagonal)
 
     def product(self, right: FloatArray) -> FloatArray:
         """``H right``, shape (p, B)."""

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mlflow_relabel_audit.curvature import StationaryPoint
-from mlflow_relabel_audit.curvature.stationary import sigmoid
 from mlflow_relabel_audit.errors import RequestError
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect
+from mlflow_relabel_audit.likelihood import sigmoid
 from mlflow_relabel_audit.problem import FloatArray, IntArray
 from mlflow_relabel_audit.rows import RowBlock, Rows
 

@@ -18,7 +18,7 @@ from mlflow_relabel_audit.curvature import StationaryPoint
 from mlflow_relabel_audit.errors import SingularHessianError
 from mlflow_relabel_audit.flips.order import EstimateBlock, InfluenceOrder, complete_order, decided_head, response_error
 from mlflow_relabel_audit.flips.refit import RefitBlock, keeps
-from mlflow_relabel_audit.flips.relabelling import RelabelEffect
+from mlflow_relabel_audit.flips.relabelling import RelabelEffect, Relabelling
 from mlflow_relabel_audit.problem import FloatArray, IntArray, Problem
 from mlflow_relabel_audit.rows import Rows
 
@@ -46,8 +46,8 @@ class FlipSet:
 
     Attributes
     ----------
-    index : ndarray of shape (k,)
-        the training rows to relabel, most influential first; empty where nothing was verified.
+    change : Relabelling
+        the training rows to relabel, most influential first, and their new labels; empty where nothing was verified.
     influence : ndarray of shape (k,)
         first-order move of the margin toward the flip by each, at the fitted point.
     status : str
@@ -60,16 +60,26 @@ class FlipSet:
         coefficients near the refit at k, where they were asked for.
     """
 
-    index: IntArray
+    change: Relabelling
     influence: FloatArray
     status: str
     margin_after: float
     theta: FloatArray | None = field(default=None, repr=False)
 
     @property
+    def index(self) -> IntArray:
+        """The training rows, shape (k,)."""
+        return self.change.index
+
+    @property
     def k(self) -> int:
         """Size of the set, 0 where there is none."""
-        return len(self.index)
+        return len(self.change)
+
+    @classmethod
+    def empty(cls, status: str) -> FlipSet:
+        """No set."""
+        return cls(Relabelling.none(), np.zeros(0), status, np.nan)
 
 
 class _Column:
@@ -144,7 +154,7 @@ class _Column:
         k = self.high if status == VERIFIED and self.high is not None else 0
         theta = self.theta if keep_theta and k else None
         return FlipSet(
-            self.order.index[:k], self.order.influence[:k], status, self.margin_after if k else np.nan, theta
+            self.order.change.first(k), self.order.influence[:k], status, self.margin_after if k else np.nan, theta
         )
 
 
@@ -243,9 +253,9 @@ class VerifiedSearch:
         scale, row = response_error(self.rows, block.direction, self._square_norms)
         pending = [t for t in range(len(orders)) if upper is None or upper[t] > 1]
         for t in set(range(len(orders))) - set(pending):
-            results[t] = FlipSet(np.zeros(0, dtype=np.int64), np.zeros(0), UNVERIFIED, np.nan)
+            results[t] = FlipSet.empty(UNVERIFIED)
         for t in [t for t in pending if not len(orders[t].index)]:  # no label pulls toward the flip
-            results[t] = FlipSet(np.zeros(0, dtype=np.int64), np.zeros(0), NOT_FLIPPABLE, np.nan)
+            results[t] = FlipSet.empty(NOT_FLIPPABLE)
             pending.remove(t)
         pending.reverse()
         columns: list[_Column | None] = [None] * width
@@ -304,7 +314,7 @@ class VerifiedSearch:
     ) -> IntArray:
         """Put waiting predictions into free columns; returns the slots that were filled."""
         fresh: list[int] = []
-        sets: list[IntArray] = []
+        sets: list[Relabelling] = []
         for slot, held in enumerate(columns):
             if held is not None or not pending:
                 continue
@@ -327,7 +337,7 @@ class VerifiedSearch:
             columns[slot] = column
             self._goto(column, column.reach if upper is not None else column.aim(block.margin[t]), block)
             fresh.append(slot)
-            sets.append(column.order.index[: column.k])
+            sets.append(self._set(column))
         if fresh:
             state.relabel(np.asarray(fresh), sets)
         return np.asarray(fresh, dtype=np.intp)
@@ -403,9 +413,9 @@ class VerifiedSearch:
             state.condition(np.array([slot]))
 
     @staticmethod
-    def _set(column: _Column | None) -> IntArray:
+    def _set(column: _Column | None) -> Relabelling:
         assert column is not None
-        return column.order.index[: column.k]
+        return column.order.change.first(column.k)
 
     @staticmethod
     def _status(column: _Column, bounded: bool) -> str | None:

@@ -100,6 +100,15 @@ def column_squares(block: RowBlock, diagonal: FloatArray) -> tuple[FloatArray]:
     return (out,)
 
 
+def quadratic(block: RowBlock, out: FloatArray, matrix: FloatArray) -> None:
+    """``x_i' matrix x_i`` of every row into ``out``, not below zero."""
+    for within, piece in block.pieces():
+        part = piece.whole()
+        turned = part @ matrix
+        square = part.multiply(turned).sum(axis=1) if piece.sparse else np.einsum("ij,ij->i", part, turned)
+        out[within] = np.maximum(np.asarray(square).ravel(), 0.0)
+
+
 @picks_rows
 def take(block: RowBlock, index: IntArray) -> Any:
     """Rows at ``index``."""

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 
 from mlflow_relabel_audit.analyses.contest import ContestResult, contest, relabelled_margin, shared_features
-from mlflow_relabel_audit.curvature.stationary import sigmoid
 from mlflow_relabel_audit.errors import RequestError
 from mlflow_relabel_audit.flips.rankings import rank
 from mlflow_relabel_audit.flips.search import NOT_FLIPPABLE, UNVERIFIED, VERIFIED, FlipSet
+from mlflow_relabel_audit.likelihood import sigmoid
 from tests.flips.fitting import Fitted, fitted
 
 GRID = [
