@@ -204,6 +204,7 @@ class Coupled:
 
 
 Likelihood = Separate | Coupled
+TWO_CLASSES = Separate()
 
 
 def _indicators(y: FloatArray, outputs: int) -> FloatArray:

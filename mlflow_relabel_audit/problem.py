@@ -25,7 +25,15 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
 from mlflow_relabel_audit.errors import RequestError, UnsupportedModelError
-from mlflow_relabel_audit.likelihood import ClassWeight, Coupled, FloatArray, IntArray, Likelihood, Separate
+from mlflow_relabel_audit.likelihood import (
+    TWO_CLASSES,
+    ClassWeight,
+    Coupled,
+    FloatArray,
+    IntArray,
+    Likelihood,
+    Separate,
+)
 
 __all__ = [
     "SUPPORTED",
@@ -73,7 +81,7 @@ class Problem:
     threshold: float
     class_weight: ClassWeight
     solver: str
-    likelihood: Likelihood = Separate()
+    likelihood: Likelihood = TWO_CLASSES
 
     @property
     def outputs(self) -> int:
@@ -89,6 +97,15 @@ class Problem:
     def cut(self) -> float:
         """logit(threshold): the margin of a row is x . theta - cut."""
         return float(np.log(self.threshold) - np.log1p(-self.threshold))
+
+    def probabilities(self, scores: FloatArray) -> FloatArray:
+        """Probability of every class as the estimator gives it, shape (K, ...), from outputs of shape (M, ...)."""
+        if self.likelihood.coupled:
+            return self.likelihood.probability(scores.reshape(self.outputs, -1)).reshape(scores.shape)
+        apart = self.likelihood.probability(scores)
+        if self.outputs == 1:
+            return np.concatenate([1.0 - apart, apart])
+        return np.asarray(apart / np.maximum(apart.sum(axis=0), np.finfo(float).tiny))
 
     def encode(self, labels: Any) -> FloatArray:
         """Labels as class codes 0.0, 1.0, ... in the order of ``classes``, shape (n,).
@@ -226,7 +243,7 @@ def _outputs(final: Any, classes: int) -> tuple[list[tuple[Any, int]], Likelihoo
             raise UnsupportedModelError(f"model: a OneVsRestClassifier of {odd[0]}; this audit takes {SUPPORTED}")
         return [(member, 0) for member in members], Separate(len(members))
     if classes == 2:
-        return [(final, 0)], Separate()
+        return [(final, 0)], TWO_CLASSES
     several = [(final, m) for m in range(classes)]
     rule = getattr(final, "multi_class", "auto")  # up to scikit-learn 1.7
     apart = rule == "ovr" or (final.solver == "liblinear" and rule != "multinomial")

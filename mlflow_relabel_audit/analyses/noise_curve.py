@@ -193,7 +193,7 @@ def _refitted(
 def _estimates(problem: Problem, rows: Rows, point: StationaryPoint, sample: Rows) -> FloatArray:
     """Estimated k of each sampled row, NaN where none was found."""
     effect = RelabelEffect.at(problem, rows, point)
-    found = [order.k_estimate for block in estimate(rows, point, effect, sample, problem.cut) for order in block.orders]
+    found = [order.k_estimate for block in estimate(rows, point, effect, sample, problem) for order in block.orders]
     k = np.array(found, dtype=np.float64)
     k[k == 0] = np.nan
     return k

@@ -110,7 +110,7 @@ class Weighing:
 
 @dataclass(frozen=True)
 class OwnCells:
-    """What one block is told beside its rows: relabelled cells with their labels, lines' own references, what is kept."""
+    """What one block is told beside its rows: relabelled cells and their labels, own references, what is kept."""
 
     relabelled: Cells
     reference: Cells

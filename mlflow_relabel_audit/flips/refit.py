@@ -30,11 +30,11 @@ Stationarity is the exact equation ``r + Hbar delta = 0``. Write H for the refer
 5. *Moves.* Relabelling one more row moves r by ``a_i x_i`` and so eps by ``|a_i| h_i`` at most: a sign may be proved
    for a neighbouring k without solving with H again.
 
-6. *Several outputs.* Under a softmax W_i takes the place of d_i, c of d, the range of a row's move that of ``|delta_i|``
-and h is the largest norm of a difference of its outputs. 1 holds with ``c >= kappa c0`` output by output and with
-``kappa = q - sum_i h_i^2 sum_m (q c0_im - c_im)_+``; 2 because c falls at most by exp(-range); in 3 the secant W lies
-between ``phi(rho) W`` and ``phi(-rho) W``, and ``||v||^2 = sum_m v_m^2 / c_m`` for the v = (W0 - W) response that sum to
-zero; there the response needs its sign and is taken in float64.
+6. *Several outputs.* Under a softmax W_i takes the place of d_i and c that of d (see `likelihood`), the range of a
+row's move that of ``|delta_i|``, and h_i is the largest norm of a difference of its outputs. 1 holds with
+``c >= kappa c0`` output by output, and with ``kappa = q - sum_i h_i^2 sum_m (q c0_im - c_im)_+``; 2 because c falls at
+most by exp(-range); in 3 the secant W lies between ``phi(rho) W`` and ``phi(-rho) W``, and the norm of
+``v = (W0 - W) response``, which sums to zero, is ``sum_m v_m^2 / c_m``; the response then needs its sign, in float64.
 
 The margin after the refit is thus known to within an interval from either bound; a sign is proved where one of
 them leaves zero outside. ``response`` may be any upper bound of ``|x_i . u|`` in 3, which absorbs its float32 rounding.
@@ -43,6 +43,7 @@ them leaves zero outside. ``response`` may be any upper bound of ``|x_i . u|`` i
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,10 @@ FLAT = 0.3
 """Share of the first slope at which the line search is content."""
 KEPT_BYTES = 2**28
 """What is kept beside the rows between passes at most; beyond that, passes compute it anew."""
+CONVERGED = 1e-18
+"""Squared norm of a gradient that further descent cannot shrink."""
+MAX_STEPS, REFERENCE_AFTER = 120, 12
+"""Iterations of a refit to the end, and after how many of them a column gets a reference of its own."""
 ROUNDING = 1e-10
 """Relative slack for float64 rounding in the sums of the sign proof."""
 
@@ -135,6 +140,11 @@ class RefitBlock:
         self._cells: tuple[Cells, Cells] | None = None
 
     # -- filling and emptying columns -----------------------------------------------------------------------
+
+    @property
+    def holds(self) -> bool:
+        """Whether what belongs to each row and column is kept between passes."""
+        return self._kept is not None
 
     @property
     def width(self) -> int:
@@ -392,6 +402,21 @@ class RefitBlock:
         better = np.abs(here) - plain > np.abs(estimate) - goal
         return np.where(better, here, estimate), np.where(better, plain, goal)
 
+    def radii(self) -> FloatArray:
+        """How far each column can be from its minimiser, in its reference's norm (step 4); inf where unknown."""
+        epsilon: FloatArray = (self._epsilon + self._stray) * (1.0 + ROUNDING)
+        kappa = np.maximum(self.kappa, 0.0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            a = self._norm_max * epsilon / kappa
+            rho = np.where(a < 1.0, -np.log1p(-np.minimum(a, 1.0)), np.inf)
+            phi = np.where(rho > 0, -np.expm1(-rho) / rho, 1.0)
+            radius = epsilon / (kappa * phi)
+        return np.where(np.isfinite(radius), radius, np.inf)
+
+    def reference(self, slot: int) -> Curvature:
+        """The reference of a column."""
+        return self._own[slot] or self.point.curvature
+
     def descend(self) -> None:
         """One iteration of nonlinear conjugate gradients in every column: two products."""
         rho = self.decrements()
@@ -450,3 +475,28 @@ class RefitBlock:
             if not moving.size:
                 break
         return best
+
+
+def converged(
+    block: RefitBlock, targets: FloatArray, directions: FloatArray, sets: list[Relabelling]
+) -> list[tuple[FloatArray, float, Callable[[FloatArray], FloatArray]]]:
+    """Refit every column to the end: coefficients, how far they can be off, and what solves with that norm's matrix."""
+    slots = np.arange(len(sets))
+    for slot in slots:
+        target, u = targets[:, slot], directions[:, slot]
+        block.load(slot, target, u, np.abs(block.rows.margins(u)) if block.rows.outputs == 1 else None)
+    block.relabel(slots, sets)
+    followed = max(block.rows.n // 8, 1)
+    for step in range(1, MAX_STEPS + 1):
+        block.condition(slots)
+        far = slots[(block.decrements() > CONVERGED) | (block.kappa <= 0)]
+        if not far.size:
+            break
+        if step % REFERENCE_AFTER == 0:
+            for slot in far:
+                block.refresh(int(slot), followed)
+            block.condition(far)
+            followed = min(8 * followed, block.rows.n)
+        block.descend()
+    radii = block.radii()
+    return [(block.theta[:, slot], float(radii[slot]), block.reference(slot).solve) for slot in slots]

@@ -18,8 +18,9 @@ weights are balanced. The best new label of a row is the one of largest potentia
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -49,6 +50,11 @@ class Relabelling:
         """Nothing relabelled."""
         return cls(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
 
+    @classmethod
+    def of_two(cls, y: Any, index: IntArray) -> Relabelling:
+        """Rows of labels 0 and 1 given the other one."""
+        return cls(index, 1 - np.asarray(y)[index].astype(np.intp))
+
     def __len__(self) -> int:
         return len(self.index)
 
@@ -64,6 +70,81 @@ class Relabelling:
         """Whether this and another agree as far as the shorter one goes."""
         k = min(len(self), len(other))
         return np.array_equal(self.index[:k], other.index[:k]) and np.array_equal(self.label[:k], other.label[:k])
+
+
+@dataclass(frozen=True)
+class Gain:
+    """How far relabelling a row moves a margin to first order, and to which label; for rows wherever they are.
+
+    Attributes
+    ----------
+    likelihood : Separate or Coupled
+    by_class : ndarray of shape (2, M) or (K, 1)
+        class weights at the present labels.
+    linear : bool
+        whether weights do not depend on labels.
+    shifted : bool
+        whether a change of class counts moves margins (balanced weights).
+    """
+
+    likelihood: Likelihood
+    by_class: FloatArray = field(repr=False)
+    linear: bool
+    shifted: bool
+
+    def best(self, along: Sequence[Any], response: FloatArray, shift: FloatArray) -> FloatArray:
+        """Largest move of each margin by each row, shape (B, n), in the response's precision.
+
+        Parameters
+        ----------
+        along : sequence of arrays of n rows
+            of `RelabelEffect.along`.
+        response : ndarray of shape (B, M, n)
+            ``x_i . u`` of every output.
+        shift : ndarray of shape (B,) or (B, K)
+            of `RelabelEffect.shift`.
+        """
+        if self.likelihood.outputs == 1:
+            moved = np.multiply(response[:, 0], along[0], out=np.empty(response[:, 0].shape, dtype=response.dtype))
+            if self.shifted:
+                moved += shift.astype(response.dtype)[:, None] * along[1]
+            return moved
+        potential, own = self._potentials(along, response, shift), np.asarray(along[1])
+        place = np.arange(len(own))
+        here = potential[:, own, place].copy()
+        potential[:, own, place] = -np.inf
+        return np.asarray((potential.max(axis=1) - here) * along[0])
+
+    def labels(self, along: Sequence[Any], response: FloatArray, shift: FloatArray, own: IntArray) -> IntArray:
+        """The label that makes each `best` move, shape (B, n); of two classes, the other one than ``own``."""
+        if self.likelihood.outputs == 1:
+            return np.broadcast_to(1 - own, (len(response), len(own)))
+        potential = self._potentials(along, response, shift)
+        potential[:, own, np.arange(len(own))] = -np.inf
+        return np.asarray(potential.argmax(axis=1))
+
+    def given(
+        self, along: Sequence[Any], response: FloatArray, shift: FloatArray, own: IntArray, label: IntArray
+    ) -> FloatArray:
+        """Move of each margin by rows of labels ``own`` that are given others, shape (B, n)."""
+        if self.likelihood.outputs == 1:
+            return self.best(along, response, shift)
+        potential, place = self._potentials(along, response, shift), np.arange(len(own))
+        return np.asarray((potential[:, label, place] - potential[:, own, place]) * along[0])
+
+    def _potentials(self, along: Sequence[Any], response: FloatArray, shift: FloatArray) -> FloatArray:
+        """``q_ic`` of every class, shape (B, K, n), in the response's precision."""
+        probability, weights = np.asarray(along[2]).T, self.by_class.astype(response.dtype)
+        if self.likelihood.coupled:
+            moved: FloatArray = response * weights
+            if not self.linear:
+                moved -= weights * (probability * response).sum(axis=1, keepdims=True)
+        else:
+            ones, zeros = weights[1, :, None], weights[0, :, None]
+            moved = response * (ones + (zeros - ones) * probability)
+        if self.shifted:
+            moved += shift[..., None].astype(response.dtype)
+        return moved
 
 
 @dataclass(frozen=True)
@@ -125,20 +206,9 @@ class RelabelEffect:
             alone = rows.pull(error * np.where(y > 0.5, only[1] / positive, -only[0] / (total - positive)))
         return cls(count * mixed, count, alone, *known)
 
-    def part(self, start: int, stop: int) -> RelabelEffect:
-        """The effects of rows ``start:stop``."""
-        own = slice(start, stop)
-        return dataclasses.replace(
-            self,
-            coefficient=self.coefficient[own],
-            count=self.count[own],
-            label=self.label[own],
-            probability=self.probability[own],
-        )
-
     def among(self, index: IntArray) -> RelabelEffect:
         """The effects of the rows at ``index``."""
-        return dataclasses.replace(
+        return replace(
             self,
             coefficient=self.coefficient[index],
             count=self.count[index],
@@ -152,47 +222,23 @@ class RelabelEffect:
             return -(self.shared @ direction)
         return np.asarray((self.shared.T @ direction).T)
 
-    def gains(self, response: FloatArray, shift: FloatArray) -> tuple[FloatArray, IntArray]:
-        """Best first-order move of each prediction's margin by each row, and the label that makes it.
+    def rounding_reach(self, norms: FloatArray) -> float:
+        """Largest factor by which the rounding of a response, per unit of row norm, reaches an influence."""
+        own = float((np.abs(self.coefficient) * norms).max(initial=0.0))
+        return own if self.likelihood.outputs == 1 else own * (2.0 if self.linear else 4.0)
 
-        Parameters
-        ----------
-        response : ndarray of shape (C, M, n)
-            ``x_i . u`` of every output.
-        shift : ndarray
-            of `shift`, of C directions.
+    @property
+    def gain(self) -> Gain:
+        """How influences come about, without the rows."""
+        shifted = bool(np.any(self.shared))
+        return Gain(self.likelihood, self.by_class, self.linear, shifted)
 
-        Returns
-        -------
-        ndarray of shape (C, n), in the response's precision, and class codes of shape (C, n)
-        """
-        own = self.label
-        if self.likelihood.outputs == 1:
-            moved = response[:, 0] * (-self.coefficient).astype(response.dtype)
-            if np.any(self.shared):
-                moved += (shift[:, None] * self.count).astype(response.dtype)
-            return moved, np.broadcast_to(1 - own, moved.shape)
-        potential = self._potentials(response, shift)
-        here = np.take_along_axis(potential, np.broadcast_to(own, potential[:, :1].shape), axis=1)
-        np.put_along_axis(potential, np.broadcast_to(own, potential[:, :1].shape), -np.inf, axis=1)
-        label = potential.argmax(axis=1)
-        best = np.take_along_axis(potential, label[:, None], axis=1)
-        return (best - here)[:, 0] * self.count.astype(response.dtype), label
-
-    def _potentials(self, response: FloatArray, shift: FloatArray) -> FloatArray:
-        """``q_ic`` of every class, shape (C, K, n), in the response's precision."""
-        kind, probability = response.dtype, self.probability.T.astype(response.dtype)
-        weights = self.by_class.astype(kind)
-        if self.likelihood.coupled:
-            moved: FloatArray = response * weights
-            if not self.linear:
-                moved -= weights * (probability * response).sum(axis=1, keepdims=True)
-        else:
-            ones, zeros = weights[1, :, None], weights[0, :, None]
-            moved = response * (ones + (zeros - ones) * probability)
-        if np.any(self.shared):
-            moved += shift[..., None].astype(kind)
-        return moved
+    def along(self, precision: type[np.floating[Any]]) -> tuple[FloatArray | IntArray, ...]:
+        """What `gain` asks of each row."""
+        if self.likelihood.outputs > 1:
+            return self.count.astype(precision), self.label, self.probability.astype(precision)
+        coefficient = (-self.coefficient).astype(precision)
+        return (coefficient, self.count.astype(precision)) if np.any(self.shared) else (coefficient,)
 
     def moves(self, change: Relabelling) -> tuple[IntArray, IntArray | None, FloatArray]:
         """What a relabelling adds to the gradient where `linear`: rows, their outputs (None: the only one), amounts."""
@@ -212,6 +258,15 @@ class RelabelEffect:
             return float(amount @ norms[:, 0])
         place = np.arange(len(change))
         return float(amount @ (norms[place, self.label[change.index]] + norms[place, change.label]))
+
+    def reaches(self, norms: FloatArray) -> FloatArray:
+        """The most that one relabelling of each row moves the gradient where `linear`, for norms of shape (n M,)."""
+        by_output, amount = norms.reshape(-1, self.likelihood.outputs), np.abs(self.coefficient)
+        if self.likelihood.coupled or self.likelihood.outputs == 1:
+            return amount * by_output[:, 0]
+        place, others = np.arange(len(amount)), by_output.copy()
+        others[place, self.label] = 0.0
+        return amount * np.hypot(by_output[place, self.label], others.max(axis=1))
 
     def count_moves(self, change: Relabelling) -> FloatArray:
         """What a relabelling adds to the class counts of the likelihood."""
