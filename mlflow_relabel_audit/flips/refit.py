@@ -42,7 +42,7 @@ from typing import Any
 import numpy as np
 
 from mlflow_relabel_audit.curvature import Curvature, StationaryPoint
-from mlflow_relabel_audit.curvature.primal import FEW
+from mlflow_relabel_audit.curvature.sparse import FEW
 from mlflow_relabel_audit.flips import passes
 from mlflow_relabel_audit.flips.passes import Cells, Kept, OwnCells, Weighing
 from mlflow_relabel_audit.flips.reference import EXACT_NORMS, LEAST_KAPPA, SPECTRAL_LEVELS, largest_norm, spectral_bound
