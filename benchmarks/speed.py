@@ -195,7 +195,7 @@ def peak(data: Set, tests: int) -> tuple[float, float]:
 
     The factor as a whole p x p matrix, and as it is held.
     """
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")  # a forked process would begin with this one's peak
     here, there = context.Pipe()
     worker = context.Process(target=_audit_peak, args=(data, tests, there))
     worker.start()

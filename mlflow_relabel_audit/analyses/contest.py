@@ -251,8 +251,8 @@ def relabelled_margin(
     norms = point.curvature.row_norms(rows) if row_norms is None else row_norms
     block = RefitBlock(problem, rows, point, RelabelEffect.at(problem, rows, point), norms, 1)
     u = point.curvature.solve(x)
-    block.load(0, x, u, np.abs(rows.margins(u)) * (1.0 + 1e-6))
     only = np.array([0])
+    block.load(only, x[:, None], u[:, None], np.abs(rows.margins(u))[None] * (1.0 + 1e-6))
     block.relabel(only, [index])
     best, least = 0.0, np.inf
     for _ in range(MAX_ITERATIONS):

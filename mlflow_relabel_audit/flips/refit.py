@@ -134,38 +134,40 @@ class RefitBlock:
         """Columns held."""
         return self.theta.shape[1]
 
-    def load(self, slot: int, target: FloatArray, u: FloatArray, response: FloatArray | None) -> None:
-        """Start a prediction afresh in a column: at the fitted point, nothing relabelled.
+    def load(self, slots: IntArray, targets: FloatArray, u: FloatArray, response: FloatArray | None) -> None:
+        """Start b predictions afresh in columns: at the fitted point, nothing relabelled; all at once, row by row.
 
-        ``response`` is an upper bound of ``|x_i . u|``, shape (n,), needed where it is kept between passes.
+        ``targets`` and ``u`` have shape (p, b); ``response``, shape (b, n), is an upper bound of ``|x_i . u|``, needed
+        where it is kept between passes.
         """
-        self.targets[:, slot] = target
-        self.u[:, slot] = u
+        self.targets[:, slots] = targets
+        self.u[:, slots] = u
         if self._kept is not None:
-            self._kept.response[:, slot] = response
-            self._kept.reference[:, slot] = self.point.diagonal
-        self._own[slot] = None
-        self._own_index[slot], self._own_weight[slot] = np.zeros(0, dtype=np.int64), np.zeros(0)
-        self._leverage_scale[slot] = 1.0
-        self._norm_max[slot] = self._shared_norm_max
-        self._target_norm[slot] = np.sqrt(max(float(target @ u), 0.0))
-        self.restart(slot)
+            assert response is not None
+            self._kept.response[:, slots] = response.T
+            self._kept.reference[:, slots] = self.point.diagonal[:, None]
+        for slot in slots:
+            self._own[slot] = None
+            self._own_index[slot], self._own_weight[slot] = np.zeros(0, dtype=np.int64), np.zeros(0)
+        self._leverage_scale[slots] = 1.0
+        self._norm_max[slots] = self._shared_norm_max
+        self._target_norm[slots] = np.sqrt(np.maximum(np.einsum("ij,ij->j", targets, u), 0.0))
+        self.restart(slots)
 
-    def restart(self, slot: int) -> None:
-        """Take a column back to the fitted point with nothing relabelled; its reference stays."""
-        self.theta[:, slot] = self.point.theta
+    def restart(self, slots: IntArray) -> None:
+        """Take columns back to the fitted point with nothing relabelled; their references stay."""
+        self.theta[:, slots] = self.point.theta[:, None]
         if self._kept is not None:
-            self._kept.z[:, slot] = self.point.margin
-            self._kept.curvature[:, slot] = self.point.diagonal
-        self.gradient[:, slot] = 0.0
-        self.relabelled[slot] = np.zeros(0, dtype=np.int64)
-        self._rho[slot] = 0.0
-        self._epsilon[slot] = self._stray[slot] = 0.0
-        self._conditioned[:, slot] = self._solved[:, slot] = 0.0
-        shared = self._own[slot] is None
-        self.kappa[slot] = 1.0 if shared else 0.0  # against an own reference nothing is known here yet
-        self._q[slot] = 0.0
-        self._c[slot] = self._target_norm[slot] ** 2
+            self._kept.z[:, slots] = self.point.margin[:, None]
+            self._kept.curvature[:, slots] = self.point.diagonal[:, None]
+        self.gradient[:, slots] = 0.0
+        self._rho[slots] = self._epsilon[slots] = self._stray[slots] = self._q[slots] = 0.0
+        self._conditioned[:, slots] = self._solved[:, slots] = 0.0
+        self._c[slots] = self._target_norm[slots] ** 2
+        for slot in slots:
+            self.relabelled[slot] = np.zeros(0, dtype=np.int64)
+            # against an own reference nothing is known here yet
+            self.kappa[slot] = 1.0 if self._own[slot] is None else 0.0
         self._cells = None
 
     def refresh(self, slot: int, count: int) -> None:
@@ -320,12 +322,13 @@ class RefitBlock:
         slots = slots[self._stray[slots] > 0]
         shared = np.array([slot for slot in slots if self._own[slot] is None], dtype=np.intp)
         curvature = self.point.curvature
-        if curvature.sparse_quick and shared.size:  # what a few sparse rows moved is solved for alone
-            moved = self.gradient[:, shared] - self._solved[:, shared]
+        near = shared[np.isfinite(self._stray[shared])]
+        if curvature.sparse_quick and near.size:  # what a few sparse rows moved is solved for alone
+            moved = self.gradient[:, near] - self._solved[:, near]
             few = FEW * np.count_nonzero(moved, axis=0) <= len(moved)
             if few.any():
-                self._conditioned[:, shared[few]] += curvature.solve(moved[:, few])
-            shared = shared[~few]
+                self._conditioned[:, near[few]] += curvature.solve(moved[:, few])
+            shared = np.setdiff1d(shared, near[few], assume_unique=True)
         if shared.size:
             self._conditioned[:, shared] = curvature.solve(np.ascontiguousarray(self.gradient[:, shared]))
         for slot in slots:

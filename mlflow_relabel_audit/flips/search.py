@@ -304,6 +304,7 @@ class VerifiedSearch:
     ) -> IntArray:
         """Put waiting predictions into free columns; returns the slots that were filled."""
         fresh: list[int] = []
+        asked: list[int] = []
         sets: list[IntArray] = []
         for slot, held in enumerate(columns):
             if held is not None or not pending:
@@ -322,13 +323,17 @@ class VerifiedSearch:
                 None if upper is None else upper[t],
                 self._patience,
             )
-            response = None if block.response is None else np.abs(block.response[t]) + scale[t] * row
-            state.load(slot, block.rows[:, t], block.direction[:, t], response)
             columns[slot] = column
             self._goto(column, column.reach if upper is not None else column.aim(block.margin[t]), block)
             fresh.append(slot)
+            asked.append(t)
             sets.append(column.order.index[: column.k])
         if fresh:
+            response = None
+            if block.response is not None:
+                response = np.abs(block.response[asked])
+                response += np.outer(scale[asked], row)
+            state.load(np.asarray(fresh), block.rows[:, asked], block.direction[:, asked], response)
             state.relabel(np.asarray(fresh), sets)
         return np.asarray(fresh, dtype=np.intp)
 
@@ -398,7 +403,7 @@ class VerifiedSearch:
                 return
             column.cap = column.k - 1
             column.k = (column.low + column.k) // 2
-            state.restart(slot)
+            state.restart(np.array([slot]))
             state.relabel(np.array([slot]), [self._set(column)])
             state.condition(np.array([slot]))
 

@@ -171,9 +171,8 @@ def test_proved_intervals_hold_the_exact_margin(class_weight: object, far: float
     (block,) = estimate(model.rows, model.point, effect, evaluation, model.problem.cut)
     state = RefitBlock(model.problem, model.rows, model.point, effect, model.point.curvature.row_norms(model.rows), 12)
     sets = [rng.choice(200, size, replace=False) for size in rng.integers(1, 40, 12)]
-    for t in range(12):
-        state.load(t, block.rows[:, t], block.direction[:, t], np.abs(block.response[t]) * 1.0001)
     slots = np.arange(12)
+    state.load(slots, block.rows, block.direction, np.abs(block.response) * 1.0001)
     state.relabel(slots, sets)
     exact = np.array([_exact(model, sets[t], block.rows[:, t]) for t in range(12)])
     tightest = []
