@@ -15,7 +15,7 @@ from mlflow_relabel_audit.curvature.stationary import sigmoid
 from mlflow_relabel_audit.errors import RequestError
 from mlflow_relabel_audit.flips.adaptive import shrink
 from mlflow_relabel_audit.flips.certificate import Certificate
-from mlflow_relabel_audit.flips.order import EstimateBlock, estimate, response_error
+from mlflow_relabel_audit.flips.order import EstimateBlock, estimate, response_error, responses_of
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect
 from mlflow_relabel_audit.flips.search import UNVERIFIED, VERIFIED, FlipSet, SearchCost, VerifiedSearch
 from mlflow_relabel_audit.problem import FloatArray, IntArray, Problem
@@ -168,13 +168,11 @@ def _certified(fitted: Fitted, blocks: Iterator[EstimateBlock]) -> Iterator[tupl
     square_norms = None if certificate is None else fitted.rows.square_norms()
     for block in blocks:
         lower: IntArray = np.ones(len(block.orders), dtype=np.int64)
-        if certificate is not None and square_norms is not None and block.response is not None:
-            lower = certificate.lower_bounds(
-                block.margin,
-                block.response,
-                response_error(fitted.rows, block.direction, square_norms),
-                np.sqrt(np.maximum(np.einsum("ij,ij->j", block.rows, block.direction), 0.0)),
-            )
+        if certificate is not None and square_norms is not None:
+            norms = np.sqrt(np.maximum(np.einsum("ij,ij->j", block.rows, block.direction), 0.0))
+            for some, response in responses_of(fitted.rows, block):
+                error = response_error(fitted.rows, block.direction[:, some], square_norms)
+                lower[some] = certificate.lower_bounds(block.margin[some], response, error, norms[some])
         yield block, lower
 
 

@@ -130,6 +130,11 @@ class RefitBlock:
     # -- filling and emptying columns -----------------------------------------------------------------------
 
     @property
+    def holds(self) -> bool:
+        """Whether what belongs to each row and column is kept between passes."""
+        return self._kept is not None
+
+    @property
     def width(self) -> int:
         """Columns held."""
         return self.theta.shape[1]

@@ -16,7 +16,7 @@ import numpy as np
 
 from mlflow_relabel_audit.curvature import StationaryPoint
 from mlflow_relabel_audit.errors import SingularHessianError
-from mlflow_relabel_audit.flips.order import EstimateBlock, InfluenceOrder, complete_order, decided_head, response_error
+from mlflow_relabel_audit.flips.order import EstimateBlock, InfluenceOrder, decided_heads, longer_order, response_error
 from mlflow_relabel_audit.flips.refit import RefitBlock, keeps
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect
 from mlflow_relabel_audit.problem import FloatArray, IntArray, Problem
@@ -304,20 +304,16 @@ class VerifiedSearch:
     ) -> IntArray:
         """Put waiting predictions into free columns; returns the slots that were filled."""
         fresh: list[int] = []
-        asked: list[int] = []
         sets: list[IntArray] = []
-        for slot, held in enumerate(columns):
-            if held is not None or not pending:
-                continue
-            t = pending.pop()
-            order = orders[t]
-            if orders is block.orders:
-                order = decided_head(
-                    self.rows, self.effect, block.direction[:, t], float(block.toward[t]), order, scale[t] * self._reach
-                )
+        free = [slot for slot, held in enumerate(columns) if held is None][: len(pending)]
+        asked = np.array([pending.pop() for _ in free], dtype=np.intp)
+        heads = [orders[t] for t in asked]
+        if orders is block.orders:
+            heads = decided_heads(self.rows, self.effect, block, asked, self._reach)
+        for place, (slot, t) in enumerate(zip(free, asked, strict=True)):
             column = _Column(
-                t,
-                order,
+                int(t),
+                heads[place],
                 block.margin[t],
                 block.toward[t],
                 None if upper is None else upper[t],
@@ -326,13 +322,14 @@ class VerifiedSearch:
             columns[slot] = column
             self._goto(column, column.reach if upper is not None else column.aim(block.margin[t]), block)
             fresh.append(slot)
-            asked.append(t)
             sets.append(column.order.index[: column.k])
         if fresh:
             response = None
             if block.response is not None:
                 response = np.abs(block.response[asked])
                 response += np.outer(scale[asked], row)
+            elif state.holds:  # kept in float32, which may round down
+                response = np.abs(self.rows.margins(block.direction[:, asked])).T * (1.0 + 2.0**-22)
             state.load(np.asarray(fresh), block.rows[:, asked], block.direction[:, asked], response)
             state.relabel(np.asarray(fresh), sets)
         return np.asarray(fresh, dtype=np.intp)
@@ -341,8 +338,8 @@ class VerifiedSearch:
         """Move a column to k, inside its bracket, growing its order where k outruns it."""
         if k > column.reach and column.high is None and not column.order.complete:
             t = column.t
-            whole = complete_order(self.rows, self.effect, block.direction[:, t], float(block.toward[t]), column.order)
-            column.take(whole)
+            toward = float(block.toward[t])
+            column.take(longer_order(self.rows, self.effect, block.direction[:, t], toward, column.order, self._reach))
         column.k = int(np.clip(k, column.low + 1, max(column.reach, column.low + 1)))
 
     def _settle(

@@ -41,6 +41,7 @@ class Rows:
         self.p = self.features_in + int(intercept)
         self.y = np.asarray(labels, dtype=np.float64)
         self.base_weight = np.asarray(base_weight, dtype=np.float64)
+        self._sampled: dict[int, Any] = {}
 
     def relabelled(self, index: IntArray) -> Rows:
         """The same rows with the labels at ``index`` the other way round; the features are shared."""
@@ -55,6 +56,11 @@ class Rows:
         kept: Any = self.store
         assert isinstance(kept, MemoryStore)
         return kept.features
+
+    @property
+    def held(self) -> bool:
+        """Whether the features are one array in this process, so that a product with them is soon taken again."""
+        return isinstance(self.store, MemoryStore)
 
     @property
     def nnz(self) -> int:
@@ -112,6 +118,10 @@ class Rows:
         ):
             place(start, stop)[...] = part
         return out
+
+    def blocks(self, step: Step, *arguments: Any, along: Sequence[Any] = ()) -> Iterator[Any]:
+        """Run ``step(block, *slices, *arguments)`` on every block and yield what it returns, in order."""
+        return self.store.map(step, self._calls(None), along, arguments)
 
     def _calls(self, each: Each | None) -> Iterator[Call]:
         for number, (start, stop) in enumerate(self.store.bounds):
@@ -205,6 +215,25 @@ class Rows:
             taken = sp.vstack(parts, format="csr") if self.sparse else np.concatenate(parts)
         return taken if order is None else taken[np.argsort(order, kind="stable")]
 
+    def every(self, stride: int) -> Any:
+        """Every so-many-th row as `take` gives them, kept for the next time."""
+        if stride not in self._sampled:
+            self._sampled[stride] = self.take(np.arange(0, self.n, stride))
+        return self._sampled[stride]
+
+    def cells(self, index: IntArray, column: IntArray, theta: FloatArray) -> FloatArray:
+        """``x_j . theta_c`` of single cells: rows and columns of shape (cells,), theta (p, B), to (cells,), float64.
+
+        A cell's rounding depends on nothing but its row and column.
+        """
+        order = np.argsort(index, kind="stable")
+        each = self.split(index[order], column[order])
+        turned = np.ascontiguousarray(theta.T)
+        out = np.empty(len(index))
+        found = list(self.store.map(steps.cells, self._calls(each), (), (turned,)))
+        out[order] = np.concatenate([*found, np.zeros(0)])
+        return out
+
     def columns(self, index: IntArray) -> FloatArray:
         """Rows at ``index`` dense and turned, shape (p, len(index))."""
         part = self.take(index)
@@ -212,7 +241,7 @@ class Rows:
 
     def digests(self) -> list[bytes]:
         """SHA-256 of every block's entries."""
-        return list(self.store.map(steps.digest, self._calls(None), (), ()))
+        return list(self.blocks(steps.digest))
 
     def _reduced(self, step: Step, *arguments: Any, join: Join, along: Sequence[Any]) -> tuple[Any, ...]:
         found = self.reduce(step, *arguments, join=join, along=along)

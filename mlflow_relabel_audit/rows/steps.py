@@ -12,6 +12,9 @@ from mlflow_relabel_audit.problem import FloatArray, IntArray
 from mlflow_relabel_audit.rows.block import RowBlock
 from mlflow_relabel_audit.rows.store import Step
 
+PICKED = 2**18
+"""Entries of picked rows that are worked on at once."""
+
 
 def picks_rows(step: Step) -> Step:
     """Mark a step that asks a block for single rows only, so that the others need not be read."""
@@ -104,6 +107,23 @@ def column_squares(block: RowBlock, diagonal: FloatArray) -> tuple[FloatArray]:
 def take(block: RowBlock, index: IntArray) -> Any:
     """Rows at ``index``."""
     return block.take(index)
+
+
+@picks_rows
+def cells(block: RowBlock, index: IntArray, column: IntArray, turned: FloatArray) -> FloatArray:
+    """``x_j . turned_c`` of single cells, each summed by itself."""
+    out = np.empty(len(index))
+    length = max(64, PICKED // block.p)
+    for start in range(0, len(index), length):
+        some = slice(start, start + length)
+        part, wanted = block.take(index[some]), column[some]
+        if block.sparse:
+            who = np.repeat(np.arange(part.shape[0]), np.diff(part.indptr))
+            terms = part.data * turned[wanted[who], part.indices]
+            out[some] = np.bincount(who, weights=terms, minlength=part.shape[0])
+        else:
+            out[some] = np.einsum("ij,ij->i", part, turned[wanted])
+    return out
 
 
 def forms(block: RowBlock, out: FloatArray, basis: FloatArray, functions: FloatArray) -> None:

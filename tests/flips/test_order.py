@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mlflow_relabel_audit.flips.order import complete_order, estimate, response_error
+from mlflow_relabel_audit.flips.order import FIRST_HEAD, decided_heads, estimate, longer_order, response_error
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect
 from tests.flips.fitting import Fitted, fitted
 
@@ -71,11 +71,18 @@ def test_heads_grow_until_they_reach() -> None:
     (order,) = block.orders
     assert order.k_estimate > 64
     assert order.influence.sum() > abs(block.margin[0])
-    whole = complete_order(model.rows, effect, block.direction[:, 0], block.toward[0], order)
+    reach = float((np.abs(effect.coefficient) * np.sqrt(model.rows.square_norms())).max())
+    (longer,) = decided_heads(model.rows, effect, block, np.array([0]), reach)
     moves, _ = gains(model, block.rows[:, 0])
-    assert whole.complete
-    assert np.array_equal(whole.index[: len(order.index)], order.index)
-    assert sorted(whole.index) == sorted(np.flatnonzero(moves > 0))
+    steps = 0
+    while not longer.complete:
+        before = longer
+        longer = longer_order(model.rows, effect, block.direction[:, 0], block.toward[0], before, reach)
+        assert len(longer.index) > max(len(before.index), FIRST_HEAD)
+        assert np.array_equal(longer.index[: len(before.index)], before.index)
+        steps += 1
+    assert steps
+    assert sorted(longer.index) == sorted(np.flatnonzero(moves > 0))
 
 
 def test_equal_rows_keep_their_positions() -> None:
