@@ -335,15 +335,21 @@ class RefitBlock:
                 self._conditioned[:, near[few]] += curvature.solve(moved[:, few])
             shared = np.setdiff1d(shared, near[few], assume_unique=True)
         if shared.size:
-            self._conditioned[:, shared] = curvature.solve(np.ascontiguousarray(self.gradient[:, shared]))
+            those = self._columns(shared)
+            self._conditioned[:, those] = curvature.solve(np.ascontiguousarray(self.gradient[:, those]))
         for slot in slots:
             own = self._own[slot]
             if own is not None:
                 self._conditioned[:, slot] = own.solve(self.gradient[:, slot])
-        square = np.einsum("ij,ij->j", self.gradient[:, slots], self._conditioned[:, slots])
+        those = self._columns(slots)
+        square = np.einsum("ij,ij->j", self.gradient[:, those], self._conditioned[:, those])
         self._epsilon[slots] = np.sqrt(np.maximum(square, 0.0))
-        self._solved[:, slots] = self.gradient[:, slots]
+        self._solved[:, those] = self.gradient[:, those]
         self._stray[slots] = 0.0
+
+    def _columns(self, slots: IntArray) -> IntArray | slice:
+        """Ascending slots as an index: all of them are no copy."""
+        return slice(None) if len(slots) == self.width else slots
 
     def conditioned(self) -> FloatArray:
         """Whether each column's gradient is the one last solved for, shape (B,)."""
