@@ -318,10 +318,9 @@ def refitted(
     """
     norms = point.curvature.row_norms(rows) if row_norms is None else row_norms
     block = RefitBlock(problem, rows, point, RelabelEffect.at(problem, rows, point), norms, 1)
-    u = point.curvature.solve(decision.target)
-    response = np.abs(rows.margins(u)) * (1.0 + 1e-6) if rows.outputs == 1 else None
-    block.load(0, decision.target, u, response)
-    only = np.array([0])
+    u, only = point.curvature.solve(decision.target), np.array([0])
+    response = np.abs(rows.margins(u))[None] * (1.0 + 1e-6) if rows.outputs == 1 else None
+    block.load(only, decision.target[:, None], u[:, None], response)
     block.relabel(only, [change])
     best, least, theta = 0.0, np.inf, point.theta
     for _ in range(MAX_ITERATIONS):

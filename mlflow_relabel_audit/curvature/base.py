@@ -13,6 +13,8 @@ from mlflow_relabel_audit.rows import Rows
 
 MAX_CONDITION = 1e14
 """Reciprocal of the smallest relative pivot that float64 still tells from zero."""
+SAFE_CONDITION = 1e8
+"""Condition up to which products with the inverse stand for solves."""
 
 
 class Curvature(Protocol):
@@ -27,11 +29,14 @@ class Curvature(Protocol):
         preconditioned H for cg).
     p : int
         order of H.
+    order : int
+        order of the dense matrix that is held, 0 where there is none.
     """
 
     kind: ClassVar[str]
     condition: float
     p: int
+    order: int
 
     @property
     def sparse_quick(self) -> bool:

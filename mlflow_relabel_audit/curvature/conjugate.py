@@ -18,6 +18,7 @@ class ConjugateCurvature:
     """H by its products ``X' (d * (X v)) + R v``; nothing of order p x p or n x n is formed."""
 
     kind: ClassVar[str] = "cg"
+    order: int = 0
     sparse_quick: ClassVar[bool] = False
 
     def __init__(self, rows: Rows, diagonal: FloatArray, penalty: FloatArray, condition: float = np.nan) -> None:

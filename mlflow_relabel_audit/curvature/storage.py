@@ -20,6 +20,7 @@ from mlflow_relabel_audit.curvature.coupled import CoupledConjugate, CoupledCurv
 from mlflow_relabel_audit.curvature.dual import DualCurvature
 from mlflow_relabel_audit.curvature.primal import PrimalCurvature
 from mlflow_relabel_audit.curvature.separate import SeparateCurvature
+from mlflow_relabel_audit.curvature.sparse import SparsePrimalCurvature
 from mlflow_relabel_audit.curvature.stationary import StationaryPoint
 from mlflow_relabel_audit.errors import StaleCurvatureError
 from mlflow_relabel_audit.problem import FloatArray, Problem
@@ -48,7 +49,7 @@ def save_hessian(point: StationaryPoint, directory: Path, fingerprint: str, *, l
     """
     arrays: dict[str, FloatArray] = {"theta": point.theta}
     kind: str = point.curvature.kind
-    order = point.curvature.p if kind == "primal" else len(point.diagonal)
+    order = point.curvature.order
     stored = kind == "cg" or 4 * order * (order + 1) <= limit
     arrays |= point.curvature.arrays() if stored else {"diagonal": point.diagonal}
     path = directory / ARRAYS
@@ -122,6 +123,8 @@ def _restore(facts: dict[str, Any], arrays: dict[str, FloatArray], problem: Prob
 def _restore_output(
     kind: str, condition: float, arrays: dict[str, FloatArray], penalty: FloatArray, rows: Rows
 ) -> Curvature:
+    if kind == "primal" and "order" in arrays:
+        return SparsePrimalCurvature.restore(arrays, condition)
     if kind == "primal":
         return PrimalCurvature.restore(arrays["packed"], rows.p, condition)
     if kind == "dual":

@@ -49,7 +49,7 @@ from typing import Any
 import numpy as np
 
 from mlflow_relabel_audit.curvature import Curvature, StationaryPoint
-from mlflow_relabel_audit.curvature.primal import FEW
+from mlflow_relabel_audit.curvature.sparse import FEW
 from mlflow_relabel_audit.flips import passes
 from mlflow_relabel_audit.flips.passes import Cells, Kept, OwnCells, Weighing
 from mlflow_relabel_audit.flips.reference import EXACT_NORMS, LEAST_KAPPA, SPECTRAL_LEVELS, largest_norm, spectral_bound
@@ -151,41 +151,44 @@ class RefitBlock:
         """Columns held."""
         return self.theta.shape[1]
 
-    def load(self, slot: int, target: FloatArray, u: FloatArray, response: FloatArray | None) -> None:
-        """Start a prediction afresh in a column: at the fitted point, nothing relabelled.
+    def load(self, slots: IntArray, targets: FloatArray, u: FloatArray, response: FloatArray | None) -> None:
+        """Start b predictions afresh in columns: at the fitted point, nothing relabelled; all at once, row by row.
 
-        ``response`` is an upper bound of ``|x_i . u|``, shape (n,), needed where it is kept between passes; those of
-        several outputs are taken here.
+        ``targets`` and ``u`` have shape (p, b); ``response``, shape (b, n), is an upper bound of ``|x_i . u|``, needed
+        where it is kept between passes; those of several outputs are taken here.
         """
-        self.targets[:, slot] = target
-        self.u[:, slot] = u
+        self.targets[:, slots] = targets
+        self.u[:, slots] = u
         if self._kept is not None:
-            several = self.rows.outputs > 1
-            self._kept.response[:, slot] = self.rows.margins(u) if several else response
-            self._kept.reference[:, slot] = self.point.diagonal
-            self.products += self.rows.outputs if several else 0
-        self._own[slot] = None
-        self._own_index[slot], self._own_weight[slot] = np.zeros(0, dtype=np.int64), np.zeros(0)
-        self._leverage_scale[slot] = 1.0
-        self._norm_max[slot] = self._shared_norm_max
-        self._target_norm[slot] = np.sqrt(max(float(target @ u), 0.0))
-        self.restart(slot)
+            if self.rows.outputs > 1:
+                self._kept.response[:, slots] = self.rows.margins(u)
+                self.products += self.rows.outputs * len(slots)
+            else:
+                assert response is not None
+                self._kept.response[:, slots] = response.T
+            self._kept.reference[:, slots] = self.point.diagonal[:, None]
+        for slot in slots:
+            self._own[slot] = None
+            self._own_index[slot], self._own_weight[slot] = np.zeros(0, dtype=np.int64), np.zeros(0)
+        self._leverage_scale[slots] = 1.0
+        self._norm_max[slots] = self._shared_norm_max
+        self._target_norm[slots] = np.sqrt(np.maximum(np.einsum("ij,ij->j", targets, u), 0.0))
+        self.restart(slots)
 
-    def restart(self, slot: int) -> None:
-        """Take a column back to the fitted point with nothing relabelled; its reference stays."""
-        self.theta[:, slot] = self.point.theta
+    def restart(self, slots: IntArray) -> None:
+        """Take columns back to the fitted point with nothing relabelled; their references stay."""
+        self.theta[:, slots] = self.point.theta[:, None]
         if self._kept is not None:
-            self._kept.z[:, slot] = self.point.margin
-            self._kept.curvature[:, slot] = self.point.diagonal
-        self.gradient[:, slot] = 0.0
-        self.relabelled[slot] = Relabelling.none()
-        self._rho[slot] = 0.0
-        self._epsilon[slot] = self._stray[slot] = 0.0
-        self._conditioned[:, slot] = self._solved[:, slot] = 0.0
-        shared = self._own[slot] is None
-        self.kappa[slot] = 1.0 if shared else 0.0  # against an own reference nothing is known here yet
-        self._q[slot] = 0.0
-        self._c[slot] = self._target_norm[slot] ** 2
+            self._kept.z[:, slots] = self.point.margin[:, None]
+            self._kept.curvature[:, slots] = self.point.diagonal[:, None]
+        self.gradient[:, slots] = 0.0
+        self._rho[slots] = self._epsilon[slots] = self._stray[slots] = self._q[slots] = 0.0
+        self._conditioned[:, slots] = self._solved[:, slots] = 0.0
+        self._c[slots] = self._target_norm[slots] ** 2
+        for slot in slots:
+            self.relabelled[slot] = Relabelling.none()
+            # against an own reference nothing is known here yet
+            self.kappa[slot] = 1.0 if self._own[slot] is None else 0.0
         self._cells = None
 
     def refresh(self, slot: int, count: int) -> None:
@@ -351,22 +354,29 @@ class RefitBlock:
         slots = slots[self._stray[slots] > 0]
         shared = np.array([slot for slot in slots if self._own[slot] is None], dtype=np.intp)
         curvature = self.point.curvature
-        if curvature.sparse_quick and shared.size:  # what a few sparse rows moved is solved for alone
-            moved = self.gradient[:, shared] - self._solved[:, shared]
+        near = shared[np.isfinite(self._stray[shared])]
+        if curvature.sparse_quick and near.size:  # what a few sparse rows moved is solved for alone
+            moved = self.gradient[:, near] - self._solved[:, near]
             few = FEW * np.count_nonzero(moved, axis=0) <= len(moved)
             if few.any():
-                self._conditioned[:, shared[few]] += curvature.solve(moved[:, few])
-            shared = shared[~few]
+                self._conditioned[:, near[few]] += curvature.solve(moved[:, few])
+            shared = np.setdiff1d(shared, near[few], assume_unique=True)
         if shared.size:
-            self._conditioned[:, shared] = curvature.solve(np.ascontiguousarray(self.gradient[:, shared]))
+            those = self._columns(shared)
+            self._conditioned[:, those] = curvature.solve(np.ascontiguousarray(self.gradient[:, those]))
         for slot in slots:
             own = self._own[slot]
             if own is not None:
                 self._conditioned[:, slot] = own.solve(self.gradient[:, slot])
-        square = np.einsum("ij,ij->j", self.gradient[:, slots], self._conditioned[:, slots])
+        those = self._columns(slots)
+        square = np.einsum("ij,ij->j", self.gradient[:, those], self._conditioned[:, those])
         self._epsilon[slots] = np.sqrt(np.maximum(square, 0.0))
-        self._solved[:, slots] = self.gradient[:, slots]
+        self._solved[:, those] = self.gradient[:, those]
         self._stray[slots] = 0.0
+
+    def _columns(self, slots: IntArray) -> IntArray | slice:
+        """Ascending slots as an index: all of them are no copy."""
+        return slice(None) if len(slots) == self.width else slots
 
     def conditioned(self) -> FloatArray:
         """Whether each column's gradient is the one last solved for, shape (B,)."""
@@ -482,9 +492,8 @@ def converged(
 ) -> list[tuple[FloatArray, float, Callable[[FloatArray], FloatArray]]]:
     """Refit every column to the end: coefficients, how far they can be off, and what solves with that norm's matrix."""
     slots = np.arange(len(sets))
-    for slot in slots:
-        target, u = targets[:, slot], directions[:, slot]
-        block.load(slot, target, u, np.abs(block.rows.margins(u)) if block.rows.outputs == 1 else None)
+    response = np.abs(block.rows.margins(directions)).T if block.rows.outputs == 1 else None
+    block.load(slots, targets, directions, response)
     block.relabel(slots, sets)
     followed = max(block.rows.n // 8, 1)
     for step in range(1, MAX_STEPS + 1):

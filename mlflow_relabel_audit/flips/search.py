@@ -331,9 +331,6 @@ class VerifiedSearch:
         heads = [orders[t] for t in asked]
         if orders is block.orders:
             heads = decided_heads(self.rows, self.effect, block, asked, self._reach)
-        apart = None
-        if state.holds and block.response is None and self.rows.outputs == 1:
-            apart = np.abs(self.rows.margins(block.direction[:, asked])).T
         for place, (slot, t) in enumerate(zip(free, asked, strict=True)):
             column = _Column(
                 int(t),
@@ -344,16 +341,18 @@ class VerifiedSearch:
                 self._patience,
                 orders is block.orders,
             )
-            # kept in float32, which may round down
-            response = None if apart is None else apart[place] * (1.0 + 2.0**-22)
-            if block.response is not None and self.rows.outputs == 1:
-                response = np.abs(block.response[t, 0]) + scale[t] * row
-            state.load(slot, block.targets[:, t], block.direction[:, t], response)
             columns[slot] = column
             self._goto(column, column.reach if upper is not None else column.aim(block.margin[t]), block)
             fresh.append(slot)
             sets.append(self._set(column))
         if fresh:
+            response = None
+            if block.response is not None and self.rows.outputs == 1:
+                response = np.abs(block.response[asked, 0])
+                response += np.outer(scale[asked], row)
+            elif state.holds and self.rows.outputs == 1:  # kept in float32, which may round down
+                response = np.abs(self.rows.margins(block.direction[:, asked])).T * (1.0 + 2.0**-22)
+            state.load(np.asarray(fresh), block.targets[:, asked], block.direction[:, asked], response)
             state.relabel(np.asarray(fresh), sets)
         return np.asarray(fresh, dtype=np.intp)
 
@@ -424,7 +423,7 @@ class VerifiedSearch:
                 return
             column.cap = column.k - 1
             column.k = (column.low + column.k) // 2
-            state.restart(slot)
+            state.restart(np.array([slot]))
             state.relabel(np.array([slot]), [self._set(column)])
             state.condition(np.array([slot]))
 

@@ -185,18 +185,23 @@ class Rows:
 
     def gram(self, diagonal: FloatArray) -> FloatArray:
         """``X' diag(diagonal) X`` over the coordinates of a row, for a non-negative diagonal of shape (n,)."""
-        inner, pulled = self._reduced(steps.gram, along=(diagonal,), join=("sum", "sum"))
-        if not self.sparse and not self.intercept:
-            return np.asarray(inner)
-        out = np.zeros((self.coordinates, self.coordinates))
         if self.sparse:
-            inner = inner.tocoo()
-            out[inner.row, inner.col] = inner.data
-        else:
-            out[: self.features_in, : self.features_in] = inner
-        if self.intercept:
-            out[-1] = out[:, -1] = pulled[:, 0]
+            return np.asarray(self.sparse_gram(diagonal).toarray())
+        inner, pulled = self._reduced(steps.gram, along=(diagonal,), join=("sum", "sum"))
+        if not self.intercept:
+            return np.asarray(inner)
+        out = np.empty((self.coordinates, self.coordinates))
+        out[:-1, :-1] = inner
+        out[-1] = out[:, -1] = pulled[:, 0]
         return out
+
+    def sparse_gram(self, diagonal: FloatArray) -> Any:
+        """`gram` of sparse rows as a CSR matrix."""
+        inner, pulled = self._reduced(steps.gram, along=(diagonal,), join=("sum", "sum"))
+        if not self.intercept:
+            return sp.csr_matrix(inner)
+        edge = sp.csr_matrix(pulled[:-1])
+        return sp.bmat([[inner, edge], [edge.T, sp.csr_matrix(pulled[-1:])]], format="csr")
 
     def part_gram(self, index: IntArray, diagonal: FloatArray) -> FloatArray:
         """`gram` over the rows at ``index`` (ascending), diagonal >= 0."""

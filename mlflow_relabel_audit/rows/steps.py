@@ -122,7 +122,7 @@ def take(block: RowBlock, index: IntArray) -> Any:
 def cells(block: RowBlock, index: IntArray, column: IntArray, turned: FloatArray) -> FloatArray:
     """``x_j . turned_c`` of single cells, each summed by itself."""
     out = np.empty(len(index))
-    length = max(64, PICKED // block.p)
+    length = block.piece_length() if block.sparse else max(64, PICKED // block.p)
     for start in range(0, len(index), length):
         some = slice(start, start + length)
         part, wanted = block.take(index[some]), column[some]
