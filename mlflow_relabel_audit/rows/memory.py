@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import scipy.sparse as sp
@@ -62,4 +62,4 @@ class MemoryStore:
         self, step: Step, calls: Iterable[Call], along: Sequence[Any], arguments: tuple[Any, ...], join: Join
     ) -> tuple[Any, ...] | None:
         """Run the step on block after block and join the results."""
-        return fold(self.map(step, calls, along, arguments), join)
+        return cast("tuple[Any, ...] | None", fold(self, step, calls, along, arguments, join))

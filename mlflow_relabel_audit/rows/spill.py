@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import scipy.sparse as sp
@@ -204,7 +204,7 @@ class SpilledStore:
         self, step: Step, calls: Iterable[Call], along: Sequence[Any], arguments: tuple[Any, ...], join: Join
     ) -> tuple[Any, ...] | None:
         """Run the step on block after block and join the results."""
-        return fold(self.map(step, calls, along, arguments), join)
+        return cast("tuple[Any, ...] | None", fold(self, step, calls, along, arguments, join))
 
 
 class PickedBlock(RowBlock):
