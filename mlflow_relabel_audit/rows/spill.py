@@ -117,6 +117,7 @@ class SpilledStore:
             if spare < 0:
                 break
             self._pinned[number] = self._read(start, stop, None)
+        self._made = {number: RowBlock(features, intercept) for number, features in self._pinned.items()}
         self._buffers: list[Any] = [None] * BUFFERS
 
     def _bytes(self, start: int, stop: int) -> int:
@@ -168,9 +169,7 @@ class SpilledStore:
         """Yield the calls with their blocks, the next one being read meanwhile."""
         if getattr(step, "picks_rows", False):
             for number, own in calls:
-                features = self._pinned.get(number)
-                block = PickedBlock(self, number) if features is None else RowBlock(features, self.intercept)
-                yield number, own, block
+                yield number, own, self._made.get(number) or PickedBlock(self, number)
             return
         with ThreadPoolExecutor(1, thread_name_prefix="read-rows") as reader:
             ahead: tuple[int, tuple[Any, ...], Future[Any] | None] | None = None
@@ -189,8 +188,7 @@ class SpilledStore:
     def _ready(
         self, number: int, own: tuple[Any, ...], read: Future[Any] | None
     ) -> tuple[int, tuple[Any, ...], RowBlock]:
-        features = self._pinned[number] if read is None else read.result()
-        return number, own, RowBlock(features, self.intercept)
+        return number, own, self._made[number] if read is None else RowBlock(read.result(), self.intercept)
 
     # -- steps -----------------------------------------------------------------------------------------------
 
