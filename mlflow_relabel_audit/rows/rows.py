@@ -183,6 +183,10 @@ class Rows:
         (out,) = self._reduced(steps.pull, along=(columns,), join=("sum",))
         return np.asarray(self.stacked(out).reshape((self.p, *residual.shape[1:])))
 
+    def normal(self, diagonal: FloatArray, theta: FloatArray) -> FloatArray:
+        """``X' diag(diagonal) X @ theta`` in one pass: (n,) and (p, B) to (p, B)."""
+        return np.asarray(self._reduced(steps.normal, theta, along=(diagonal,), join=("sum",))[0])
+
     def gram(self, diagonal: FloatArray) -> FloatArray:
         """``X' diag(diagonal) X`` over the coordinates of a row, for a non-negative diagonal of shape (n,)."""
         if self.sparse:

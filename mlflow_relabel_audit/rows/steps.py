@@ -36,6 +36,14 @@ def pull(block: RowBlock, residual: FloatArray) -> tuple[FloatArray]:
     return (out,)
 
 
+def normal(block: RowBlock, diagonal: FloatArray, theta: FloatArray) -> tuple[FloatArray]:
+    """``X' diag(diagonal) X @ theta``."""
+    out = np.zeros(theta.shape)
+    for within, piece in block.pieces():
+        out += piece.pull(diagonal[within, None] * piece.margins(theta))
+    return (out,)
+
+
 def gram(block: RowBlock, diagonal: FloatArray) -> tuple[Any, FloatArray]:
     """``X' diag(diagonal) X`` of the features, and their pull of the diagonal."""
     if block.sparse:

@@ -94,10 +94,10 @@ def test_rows_do_not_travel(client: Any, small_blocks: None) -> None:
     theta = np.ones((5, 2))
     first = rows.margins(theta)
     assert np.array_equal(first, Rows(X, np.zeros(900), np.ones(900), intercept=True).margins(theta))
-    where = client.who_has(kept._blocks)
+    where = client.who_has(kept._parts)
     assert {worker for held in where.values() for worker in held} == set(client.scheduler_info()["workers"])
     rows.pull(first)
-    now = client.who_has(kept._blocks)
+    now = client.who_has(kept._parts)
     assert all(set(where[key]) & set(now[key]) for key in where)  # Dask may copy one to an idle worker, none goes
 
 
