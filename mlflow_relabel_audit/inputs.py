@@ -65,6 +65,10 @@ def training_rows(
         raise RequestError(f"training rows: got {width} features; the model has {expected} coefficients")
     if len(labels) != n:
         raise RequestError(f"training rows: got {len(labels)} labels for {n} rows; pass one per row")
+    if len(np.unique(labels)) < 2:
+        raise RequestError(
+            f"training rows: got {n} labels of one class; pass the rows the model was trained on, every class among them"
+        )
     missing = sorted(set(range(len(problem.classes))) - set(np.unique(labels).astype(int)))
     if missing:
         names = [problem.classes[code] for code in missing]

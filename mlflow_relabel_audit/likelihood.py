@@ -188,7 +188,7 @@ class Coupled:
 
     def counts(self, base: FloatArray, y: FloatArray) -> FloatArray:
         """What every class weighs, shape (K,)."""
-        return np.bincount(y.astype(np.intp), weights=base, minlength=self.outputs)
+        return np.bincount(y.astype(np.intp), weights=base, minlength=self.outputs).astype(np.float64)
 
     def class_weights(self, rule: ClassWeight, counts: FloatArray, total: float) -> FloatArray:
         """Weights of the classes, shape (K, 1, ...), for `counts` of shape (K, ...)."""

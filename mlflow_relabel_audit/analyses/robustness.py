@@ -38,8 +38,8 @@ class RobustnessResult:
     ----------
     predictions : DataFrame
         a row per prediction: row_id, label, predicted, probability (of the positive class of two, of the predicted one
-        of more), margin, k_paper, k_estimate, k, k_lower (Int64, missing where there is none), fraction (k / n), status,
-        correct; and flips_to, the class it flips to, of more than two.
+        of more), margin, k_paper, k_estimate, k, k_lower (Int64, missing where there is none), fraction (k / n),
+        status, correct; and flips_to, the class it flips to, of more than two.
     flip_sets : DataFrame
         a row per label of a flip set: row_id, rank (from 1), train_id, train_label, new_label, influence (signed
         first-order move of the margin). Without verification the sets are those of ``k_estimate``.

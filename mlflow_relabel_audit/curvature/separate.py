@@ -22,6 +22,7 @@ class SeparateCurvature:
         self.kind = self.parts[0].kind
         self.condition = max(part.condition for part in self.parts)
         self.p = sum(part.p for part in self.parts)
+        self.order = max(part.order for part in self.parts)
 
     def solve(self, right: FloatArray) -> FloatArray:
         """``H^-1 right``, shape (p,) or (p, B)."""

@@ -50,7 +50,8 @@ def save_hessian(point: StationaryPoint, directory: Path, fingerprint: str, *, l
     arrays: dict[str, FloatArray] = {"theta": point.theta}
     kind: str = point.curvature.kind
     order = point.curvature.order
-    stored = kind == "cg" or 4 * order * (order + 1) <= limit
+    parts = 1 if order == point.curvature.p else point.outputs
+    stored = kind == "cg" or 4 * parts * order * (order + 1) <= limit
     arrays |= point.curvature.arrays() if stored else {"diagonal": point.diagonal}
     path = directory / ARRAYS
     np.savez(path, **arrays)  # type: ignore[arg-type]

@@ -11,6 +11,8 @@ from mlflow_relabel_audit.likelihood import FloatArray, IntArray
 from mlflow_relabel_audit.problem import Problem
 from mlflow_relabel_audit.rows import Rows
 
+VECTORS = ("owner", "predicted", "wanted", "margin", "probability", "toward")
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -42,18 +44,14 @@ class Asked:
 
     def only(self, chosen: IntArray) -> Asked:
         """Some of them."""
-        vectors = (getattr(self, name)[chosen] for name in ("owner", "predicted", "wanted"))
-        numbers = (getattr(self, name)[chosen] for name in ("margin", "probability", "toward"))
-        return Asked(*vectors, self.targets[:, chosen], *numbers)
+        own = {name: getattr(self, name)[chosen] for name in VECTORS}
+        return Asked(**own, targets=self.targets[:, chosen])
 
     @classmethod
     def joined(cls, parts: list[Asked]) -> Asked:
         """Those of blocks that follow one another."""
-        vectors = [
-            np.concatenate([getattr(part, name) for part in parts])
-            for name in ("owner", "predicted", "wanted", "margin", "probability", "toward")
-        ]
-        return cls(*vectors[:3], np.concatenate([part.targets for part in parts], axis=1), *vectors[3:])
+        all_of = {name: np.concatenate([getattr(part, name) for part in parts]) for name in VECTORS}
+        return cls(**all_of, targets=np.concatenate([part.targets for part in parts], axis=1))
 
 
 def ask(

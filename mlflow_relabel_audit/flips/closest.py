@@ -1,14 +1,14 @@
 """The smallest verified set that flips a prediction to any other class.
 
-Of two classes there is one other, and one margin. Of K there are K - 1: the class whose estimate is smallest is searched
-first, and another one only while its estimate stays below the k found, as a bound of the search. At k - 1 of the set that
-wins, the class it flips to does not lead yet; that no third class does is proved here, by a refit.
+Of two classes there is one other, and one margin. Of K there are K - 1: the class whose estimate is smallest is
+searched first, and another one only while its estimate stays below the k found, as a bound of the search. At k - 1 of
+the set that wins, the class it flips to does not lead yet; that no third class does is proved here, by a refit.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -137,10 +137,10 @@ def _led_before(
 
 
 def _margins(
-    searcher: VerifiedSearch, block: EstimateBlock, asked: list[IntArray], sets: list[Relabelling]
+    searcher: VerifiedSearch, block: EstimateBlock, asked: Sequence[IntArray], sets: list[Relabelling]
 ) -> list[tuple[FloatArray, FloatArray]]:
     """Margins of evaluation rows after their refits, each row's own, and bounds of their errors."""
-    out = []
+    out: list[tuple[FloatArray, FloatArray]] = []
     for start in range(0, len(sets), searcher.width):
         some = slice(start, start + searcher.width)
         firsts = np.array([margins[0] for margins in asked[some]])

@@ -11,6 +11,7 @@ that a product of shape (rows, M B) is also one of shape (rows M, B): a line for
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +61,7 @@ class Cells:
     value: FloatArray
 
     @classmethod
-    def of(cls, index: list[IntArray], value: list[FloatArray] | None = None) -> Cells:
+    def of(cls, index: Sequence[IntArray], value: Sequence[FloatArray] | None = None) -> Cells:
         """One list item per column: its rows and, where there are any, their values."""
         row = np.concatenate([np.zeros(0, dtype=np.int64), *index])
         column = np.repeat(np.arange(len(index)), [len(part) for part in index])

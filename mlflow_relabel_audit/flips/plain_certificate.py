@@ -1,14 +1,14 @@
 r"""A lower bound of k for several outputs, from self-concordance alone.
 
-Relabelling a set S moves the gradient at theta by c_S, so that ``theta_S - theta = delta`` solves ``c_S + Hbar delta =
-0`` with the secant Hessian ``Hbar >= phi(rho) H``, ``rho`` the largest move of an output against another one
-(`refit`, steps 2 and 6, with kappa = 1, as theta is the minimiser). With ``eps >= ||c_S||_{H^-1}`` and h the largest row
-norm, ``1 - exp(-rho) <= h eps``. For ``u = H^-1 x_t``, steps 3 and 4 read
+Relabelling a set S moves the gradient at theta by c_S, so that ``theta_S - theta = delta`` solves
+``c_S + Hbar delta = 0`` with the secant Hessian ``Hbar >= phi(rho) H``, ``rho`` the largest move of an output against
+another one (`refit`, steps 2 and 6, with kappa = 1, as theta is the minimiser). With ``eps >= ||c_S||_{H^-1}`` and h
+the largest row norm, ``1 - exp(-rho) <= h eps``. For ``u = H^-1 x_t``, steps 3 and 4 read
 
     -x_t . delta  <=  u . c_S + w / phi ||x_t|| eps   and   |x_t . delta| <= ||x_t|| eps / phi,   w = phi(-rho) - 1,
 
-as Q = 0 and C <= ||x_t||^2 at theta. Over all sets of k rows, and all their new labels, ``u . c_S`` is at most the sum of
-the k largest first-order moves, which the influence order has, and ``||c_S||`` at most the sum of the k largest
+as Q = 0 and C <= ||x_t||^2 at theta. Over all sets of k rows, and all their new labels, ``u . c_S`` is at most the sum
+of the k largest first-order moves, which the influence order has, and ``||c_S||`` at most the sum of the k largest
 ``a_i h_i``. No set of k labels flips the margin where one of the two stays below it; k_lower is one more than the
 largest such k. Weights must not depend on labels: otherwise the bound is 1. It holds for every other class, and the
 least of them is the prediction's.

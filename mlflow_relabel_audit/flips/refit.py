@@ -508,4 +508,4 @@ def converged(
             followed = min(8 * followed, block.rows.n)
         block.descend()
     radii = block.radii()
-    return [(block.theta[:, slot], float(radii[slot]), block.reference(slot).solve) for slot in slots]
+    return [(block.theta[:, slot], float(radii[slot]), block.reference(int(slot)).solve) for slot in slots]
