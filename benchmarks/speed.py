@@ -13,7 +13,8 @@ published / estimate   a transcription of the published algorithm over the estim
 T doubled, N doubled   time over half the predictions, over half the rows
 k_lower / k            median of the certified bound over the verified size, also from the rows' own inner products;
                        higher is better
-peak / matrix          peak memory above the start over the bytes of the design matrix and the factor
+peak / matrix          peak memory above the start over the bytes of the design matrix and the factor, p x p or as it is
+                       held (what is left after elimination, where rows are sparse)
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def measure(data: Set, tests: int, quick: bool) -> dict[str, Any]:
     width = min(block_width(rows), tests)
 
     def estimates() -> list[Any]:
-        return list(estimate(rows, fitted.point, fitted.effect, evaluation, fitted.problem.cut))
+        return list(estimate(rows, fitted.point, fitted.effect, evaluation, fitted.problem))
 
     narrow = rows.features.astype(np.float32)
     directions = np.random.default_rng(0).standard_normal((rows.features_in, width)).astype(np.float32)
@@ -101,7 +102,7 @@ def measure(data: Set, tests: int, quick: bool) -> dict[str, Any]:
     one = clock(lambda: rows.margins(wide), repeats) / 64
     searcher = VerifiedSearch(fitted.problem, rows, fitted.point, fitted.effect, fitted.row_norms)
     found, orders, search_seconds = [], [], 0.0
-    for block in estimate(rows, fitted.point, fitted.effect, evaluation, fitted.problem.cut):
+    for block in estimate(rows, fitted.point, fitted.effect, evaluation, fitted.problem):
         began = time.perf_counter()
         found += searcher.run(block)
         search_seconds += time.perf_counter() - began
@@ -149,7 +150,7 @@ def measure(data: Set, tests: int, quick: bool) -> dict[str, Any]:
             result["k_lower above k"] = result.get("k_lower above k", 0) + int((bounds["k_lower"] > bounds["k"]).sum())
     half = auditor.evaluation_rows(X_test[: tests // 2])
     began = time.perf_counter()
-    for block in estimate(rows, fitted.point, fitted.effect, half, fitted.problem.cut):
+    for block in estimate(rows, fitted.point, fitted.effect, half, fitted.problem):
         VerifiedSearch(fitted.problem, rows, fitted.point, fitted.effect, fitted.row_norms).run(block)
     result["T doubled"] = (search_seconds + estimate_seconds) / (time.perf_counter() - began)
     if not sp.issparse(data.X):
@@ -186,18 +187,21 @@ def _audit_peak(data: Set, tests: int, pipe: Any) -> None:
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     rows: Rows = auditor.rows
     matrix = rows.features.data.nbytes if rows.sparse else rows.features.nbytes
-    pipe.send((1024 * (after - before), matrix, 8 * rows.p**2))
+    pipe.send((1024 * (after - before), matrix, 8 * rows.p**2, 8 * auditor.curvature.order**2))
 
 
-def peak(data: Set, tests: int) -> float:
-    """(Design matrix + what the audit adds at its peak) over (design matrix + factor), in a process of its own."""
-    context = multiprocessing.get_context("fork")
+def peak(data: Set, tests: int) -> tuple[float, float]:
+    """(Design matrix + what the audit adds at its peak) over (design matrix + factor), in a process of its own.
+
+    The factor as a whole p x p matrix, and as it is held.
+    """
+    context = multiprocessing.get_context("spawn")  # a forked process would begin with this one's peak
     here, there = context.Pipe()
     worker = context.Process(target=_audit_peak, args=(data, tests, there))
     worker.start()
-    added, matrix, factor = here.recv()
+    added, matrix, whole, held = here.recv()
     worker.join()
-    return float((matrix + added) / (matrix + factor))
+    return (matrix + added) / (matrix + whole), (matrix + added) / (matrix + held)
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -232,7 +236,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{data.name}: {data.X.shape[0]} x {data.X.shape[1]}", file=sys.stderr, flush=True)
         tests = 128 if options.quick else options.tests
         result = measure(data, tests, options.quick)
-        result["peak / (matrix + factor)"] = peak(data, tests)
+        result["peak / (matrix + factor)"], result["peak / (matrix + factor held)"] = peak(data, tests)
         results.append(result)
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "speed.json").write_text(json.dumps(results, indent=2) + "\n")

@@ -9,7 +9,8 @@ import numpy as np
 from mlflow_relabel_audit.curvature import StationaryPoint
 from mlflow_relabel_audit.curvature.stationary import refit
 from mlflow_relabel_audit.flips.refit import ROUNDING
-from mlflow_relabel_audit.problem import FloatArray, IntArray, Problem
+from mlflow_relabel_audit.flips.relabelling import Relabelling
+from mlflow_relabel_audit.problem import FloatArray, Problem
 from mlflow_relabel_audit.rows import Rows
 
 
@@ -17,7 +18,7 @@ def exact_margin(
     problem: Problem,
     rows: Rows,
     point: StationaryPoint,
-    relabelled: IntArray,
+    change: Relabelling,
     theta: FloatArray,
     target: FloatArray,
 ) -> tuple[float, float, FloatArray]:
@@ -30,7 +31,7 @@ def exact_margin(
     SingularHessianError
         The relabelled objective has no minimiser (labels of one class, without a penalty).
     """
-    found = refit(problem, rows.relabelled(relabelled), theta, point.curvature.kind)
+    found = refit(problem, rows.relabelled(change.index, change.label), theta, point.curvature.kind)
     epsilon = found.stationarity.residual * (1.0 + ROUNDING) + ROUNDING
     a = float(found.curvature.row_norms(rows).max(initial=0.0)) * epsilon
     norm = math.sqrt(max(float(target @ found.curvature.solve(target)), 0.0))

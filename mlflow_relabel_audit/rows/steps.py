@@ -125,6 +125,15 @@ def column_squares(block: RowBlock, diagonal: FloatArray) -> tuple[FloatArray]:
     return (out,)
 
 
+def quadratic(block: RowBlock, out: FloatArray, matrix: FloatArray) -> None:
+    """``x_i' matrix x_i`` of every row into ``out``, not below zero."""
+    for within, piece in block.pieces():
+        part = piece.whole()
+        turned = part @ matrix
+        square = part.multiply(turned).sum(axis=1) if piece.sparse else np.einsum("ij,ij->i", part, turned)
+        out[within] = np.maximum(np.asarray(square).ravel(), 0.0)
+
+
 @picks_rows
 def take(block: RowBlock, index: IntArray) -> Any:
     """Rows at ``index``."""
@@ -135,7 +144,7 @@ def take(block: RowBlock, index: IntArray) -> Any:
 def cells(block: RowBlock, index: IntArray, column: IntArray, turned: FloatArray) -> FloatArray:
     """``x_j . turned_c`` of single cells, each summed by itself."""
     out = np.empty(len(index))
-    length = max(64, PICKED // block.p)
+    length = block.piece_length() if block.sparse else max(64, PICKED // block.p)
     for start in range(0, len(index), length):
         some = slice(start, start + length)
         part, wanted = block.take(index[some]), column[some]

@@ -66,7 +66,7 @@ def test_orders_are_those_of_one_array(
     assert len(elsewhere.store.bounds) > 5
     assert not elsewhere.held
     found, wanted = (
-        [order for block in estimate(rows, model.point, effect, asked, model.problem.cut) for order in block.orders]
+        [order for block in estimate(rows, model.point, effect, asked, model.problem) for order in block.orders]
         for rows in (elsewhere, model.rows)
     )
     for one, two in zip(found, wanted, strict=True):

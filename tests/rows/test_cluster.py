@@ -117,7 +117,7 @@ def test_heads_travel_and_not_the_influences(client: Any, small_blocks: None, mo
 
     monkeypatch.setattr(ClusterStore, "map", watched)
     found, wanted = (
-        [order for block in estimate(each, model.point, effect, asked, model.problem.cut) for order in block.orders]
+        [order for block in estimate(each, model.point, effect, asked, model.problem) for order in block.orders]
         for each in (rows, model.rows)
     )
     for one, two in zip(found, wanted, strict=True):
