@@ -88,7 +88,7 @@ def measure(data: Set, tests: int, quick: bool) -> dict[str, Any]:
     width = min(block_width(rows), tests)
 
     def estimates() -> list[Any]:
-        return list(estimate(rows, fitted.point, fitted.effect, evaluation, fitted.problem.cut))
+        return list(estimate(rows, fitted.point, fitted.effect, evaluation, fitted.problem))
 
     narrow = rows.features.astype(np.float32)
     directions = np.random.default_rng(0).standard_normal((rows.features_in, width)).astype(np.float32)
@@ -102,7 +102,7 @@ def measure(data: Set, tests: int, quick: bool) -> dict[str, Any]:
     one = clock(lambda: rows.margins(wide), repeats) / 64
     searcher = VerifiedSearch(fitted.problem, rows, fitted.point, fitted.effect, fitted.row_norms)
     found, orders, search_seconds = [], [], 0.0
-    for block in estimate(rows, fitted.point, fitted.effect, evaluation, fitted.problem.cut):
+    for block in estimate(rows, fitted.point, fitted.effect, evaluation, fitted.problem):
         began = time.perf_counter()
         found += searcher.run(block)
         search_seconds += time.perf_counter() - began
@@ -150,7 +150,7 @@ def measure(data: Set, tests: int, quick: bool) -> dict[str, Any]:
             result["k_lower above k"] = result.get("k_lower above k", 0) + int((bounds["k_lower"] > bounds["k"]).sum())
     half = auditor.evaluation_rows(X_test[: tests // 2])
     began = time.perf_counter()
-    for block in estimate(rows, fitted.point, fitted.effect, half, fitted.problem.cut):
+    for block in estimate(rows, fitted.point, fitted.effect, half, fitted.problem):
         VerifiedSearch(fitted.problem, rows, fitted.point, fitted.effect, fitted.row_norms).run(block)
     result["T doubled"] = (search_seconds + estimate_seconds) / (time.perf_counter() - began)
     if not sp.issparse(data.X):

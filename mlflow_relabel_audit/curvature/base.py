@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import numpy as np
 from scipy.linalg import LinAlgError, cholesky, lapack
@@ -33,10 +33,14 @@ class Curvature(Protocol):
         order of the dense matrix that is held, 0 where there is none.
     """
 
-    kind: ClassVar[str]
     condition: float
     p: int
     order: int
+
+    @property
+    def kind(self) -> str:
+        """See above."""
+        ...
 
     @property
     def sparse_quick(self) -> bool:

@@ -1,20 +1,21 @@
 """What every block of rows ranks of its own influences, and how the heads of all blocks become one order.
 
-The influence of relabelling row i on prediction t is ``x_i . d_t coefficient_i + offset_t count_i``, in float32. A
-block hands over the influences that reach a floor, unsorted, and counts of the others; they are sorted and added
-here. So an order is the same whether the rows are one array (`Held`) or blocks elsewhere (`Apart`), and no more of
-the n influences of a prediction travels than its head.
+The influence of relabelling row i on prediction t is that of its best new label, ``x_i . d_t coefficient_i +
+shift_t count_i`` with two classes (`relabelling.Gain`), in float32. A block hands over the influences that reach a
+floor, unsorted, and counts of the others; they are sorted and added here. So an order is the same whether the rows are
+one array (`Held`) or blocks elsewhere (`Apart`), and no more of the n influences of a prediction travels than its head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from mlflow_relabel_audit.problem import FloatArray, IntArray
+from mlflow_relabel_audit.flips.relabelling import Gain, RelabelEffect
+from mlflow_relabel_audit.likelihood import FloatArray, IntArray
 from mlflow_relabel_audit.rows import RowBlock, Rows
 
 SAMPLE = 512
@@ -210,31 +211,27 @@ class Apart:
     Parameters
     ----------
     rows : Rows
-    narrow : ndarray of shape (p, B), float32
-        directions toward the flip.
-    coefficient, count : ndarray of shape (n,), float32
-        of the influence; ``count`` is None where the offset is zero.
-    offset : ndarray of shape (B,), float32
-    sampled : ndarray of shape (s, p) or CSR
-        every ``stride``-th row.
+    effect : RelabelEffect
+    narrow : ndarray of shape (coordinates, M, B), float32
+        directions toward the flip, of every output.
+    shift : ndarray
+        of `RelabelEffect.shift`.
     """
 
-    def __init__(
-        self, rows: Rows, narrow: FloatArray, coefficient: FloatArray, count: FloatArray | None, offset: FloatArray,
-        sampled: Any, stride: int,
-    ) -> None:  # fmt: skip
-        self.n, self.stride = rows.n, stride
-        self._rows, self._narrow, self._offset = rows, narrow, offset
-        self._along = (coefficient,) if count is None else (coefficient, count)
-        values = np.ascontiguousarray(np.asarray(sampled @ narrow).T) * coefficient[::stride]
-        if count is not None:
-            values += offset[:, None] * count[::stride]
-        self.sample: FloatArray = -np.sort(-values.astype(np.float32), axis=1)
-        self._reachable = np.full(narrow.shape[1], np.nan)
+    def __init__(self, rows: Rows, effect: RelabelEffect, narrow: FloatArray, shift: FloatArray) -> None:
+        self.n, self.stride = rows.n, stride_of(rows.n)
+        self._rows, self._narrow, self._shift = rows, narrow, shift
+        self._gain, self._along = effect.gain, effect.along(np.float32)
+        product = np.ascontiguousarray(np.asarray(rows.every(self.stride) @ _columns(narrow)).T)
+        response = _by_output(product.astype(np.float32), narrow.shape[1])
+        values = self._gain.best([part[:: self.stride] for part in self._along], response, shift)
+        self.sample: FloatArray = -np.sort(-values, axis=1)
+        self._reachable = np.full(narrow.shape[2], np.nan)
 
     def _asked(self, step: Any, some: IntArray, *arguments: Any) -> tuple[Found, Iterator[Any]]:
         """Cells of all blocks, rows counted from the first, and sums over the blocks of what they tell beside them."""
-        parts = list(self._rows.blocks(step, self._narrow[:, some], self._offset[some], *arguments, along=self._along))
+        given = (self._gain, self._narrow[..., some], self._shift[some], *arguments)
+        parts = list(self._rows.blocks(step, *given, along=self._along))
         starts = [start for start, _ in self._rows.store.bounds]
         cells = [_shifted(part[0], start) for part, start in zip(parts, starts, strict=True)]
         return _joined(cells), (np.sum(told, axis=0) for told in zip(*(part[1:] for part in parts), strict=True))
@@ -281,7 +278,7 @@ class Apart:
 
     def _census(self, some: IntArray, low: IntArray, high: IntArray, shift: IntArray) -> tuple[IntArray, FloatArray]:
         """Counts and sums in bins, each of shape (b, BINS + 1), as of `_census`."""
-        arguments = (self._narrow[:, some], self._offset[some], low, high, shift)
+        arguments = (self._gain, self._narrow[..., some], self._shift[some], low, high, shift)
         found = self._rows.reduce(census_there, *arguments, join=("sum", "sum"), along=self._along)
         assert found is not None
         return found[0], found[1]
@@ -315,22 +312,30 @@ def responses(block: RowBlock, narrow: FloatArray, out: FloatArray | None = None
 
 
 def _influences(
-    block: RowBlock, along: tuple[FloatArray, ...], narrow: FloatArray, offset: FloatArray
+    block: RowBlock, along: Sequence[Any], gain: Gain, narrow: FloatArray, shift: FloatArray
 ) -> Iterator[tuple[int, FloatArray]]:
     """Yield where a piece starts and its influences, shape (B, rows of the piece)."""
-    for within, response in responses(block, narrow):
-        values = np.multiply(response, along[0][within], out=np.empty(response.shape, dtype=np.float32))
-        if len(along) > 1:
-            values += offset[:, None] * along[1][within]
-        yield within.start, values
+    for within, product in responses(block, _columns(narrow)):
+        response = _by_output(product, narrow.shape[1])
+        yield within.start, gain.best([part[within] for part in along], response, shift)
+
+
+def _columns(narrow: FloatArray) -> FloatArray:
+    """Directions side by side, (coordinates, M, B) to (coordinates, M B)."""
+    return narrow.reshape(len(narrow), -1)
+
+
+def _by_output(product: FloatArray, outputs: int) -> FloatArray:
+    """Products of directions side by side, (M B, n) to (B, M, n)."""
+    return product.reshape(outputs, -1, product.shape[1]).swapaxes(0, 1)
 
 
 def reaching_there(block: RowBlock, *given: Any) -> tuple[Found, FloatArray]:
     """Cells that reach the floor, and the sums of all influences that are positive."""
-    *along, narrow, offset, floor = given
+    *along, gain, narrow, shift, floor = given
     parts: list[Found] = []
     reachable = np.zeros(len(floor))
-    for start, values in _influences(block, tuple(along), narrow, offset):
+    for start, values in _influences(block, along, gain, narrow, shift):
         parts.append(_shifted(_reaching(values, floor), start))
         reachable += np.maximum(values, np.float32(0.0)).sum(axis=1)
     return _joined(parts), reachable
@@ -338,10 +343,10 @@ def reaching_there(block: RowBlock, *given: Any) -> tuple[Found, FloatArray]:
 
 def between_there(block: RowBlock, *given: Any) -> tuple[Found, IntArray, FloatArray]:
     """Cells whose bits lie between two bounds; how many reach the upper one, and their sum."""
-    *along, narrow, offset, low, high = given
+    *along, gain, narrow, shift, low, high = given
     parts: list[Found] = []
     above, over = np.zeros(len(low), dtype=np.int64), np.zeros(len(low))
-    for start, values in _influences(block, tuple(along), narrow, offset):
+    for start, values in _influences(block, along, gain, narrow, shift):
         cells, more, weight = _between(values, low, high)
         parts.append(_shifted(cells, start))
         above += more
@@ -351,9 +356,9 @@ def between_there(block: RowBlock, *given: Any) -> tuple[Found, IntArray, FloatA
 
 def census_there(block: RowBlock, *given: Any) -> tuple[IntArray, FloatArray]:
     """Counts and sums of the block's influences in bins."""
-    *along, narrow, offset, low, high, shift = given
+    *along, gain, narrow, moved, low, high, shift = given
     counts, sums = np.zeros((len(low), BINS + 1), dtype=np.int64), np.zeros((len(low), BINS + 1))
-    for _, values in _influences(block, tuple(along), narrow, offset):
+    for _, values in _influences(block, along, gain, narrow, moved):
         more, weight = _census(values, low, high, shift)
         counts += more
         sums += weight

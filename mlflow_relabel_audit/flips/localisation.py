@@ -11,9 +11,9 @@ import numpy as np
 from scipy.linalg import solve_triangular
 
 from mlflow_relabel_audit.curvature import Curvature, StationaryPoint, factor
-from mlflow_relabel_audit.curvature.stationary import sigmoid
 from mlflow_relabel_audit.errors import SingularHessianError
 from mlflow_relabel_audit.flips.gram import SetSums
+from mlflow_relabel_audit.likelihood import sigmoid
 from mlflow_relabel_audit.problem import FloatArray
 from mlflow_relabel_audit.rows import Rows
 

@@ -14,20 +14,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mlflow_relabel_audit.curvature import StationaryPoint
-from mlflow_relabel_audit.curvature.stationary import sigmoid
 from mlflow_relabel_audit.errors import RequestError
-from mlflow_relabel_audit.flips.heads import (
-    TINY,
-    Apart,
-    Held,
-    Influences,
-    floors,
-    ordered,
-    responses,
-    stride_of,
-)
-from mlflow_relabel_audit.flips.relabelling import RelabelEffect
-from mlflow_relabel_audit.problem import FloatArray, IntArray
+from mlflow_relabel_audit.flips.asked import Asked, ask
+from mlflow_relabel_audit.flips.heads import TINY, Apart, Held, Influences, floors, ordered, responses
+from mlflow_relabel_audit.flips.relabelling import RelabelEffect, Relabelling
+from mlflow_relabel_audit.likelihood import FloatArray, IntArray, sigmoid
+from mlflow_relabel_audit.problem import Problem
 from mlflow_relabel_audit.rows import RowBlock, Rows
 
 BUFFER_BYTES = 2**27
@@ -49,8 +41,9 @@ class InfluenceOrder:
 
     Attributes
     ----------
-    index : ndarray of shape (K,)
-        training rows, the one that moves the margin furthest toward the flip first; equal ones by position.
+    change : Relabelling
+        K training rows with their new labels, the one that moves the margin furthest toward the flip first; equal ones
+        by position.
     influence : ndarray of shape (K,), float64
         how far each moves the margin toward the flip, all positive.
     floor : float
@@ -61,11 +54,16 @@ class InfluenceOrder:
         the same with the sum taken in probability, f (1 - f) g a label (Algorithm 1 of Yang, Xu and Yu, 2024).
     """
 
-    index: IntArray
+    change: Relabelling
     influence: FloatArray
     floor: float
     k_estimate: int
     k_paper: int
+
+    @property
+    def index(self) -> IntArray:
+        """The training rows, shape (K,)."""
+        return self.change.index
 
     @property
     def complete(self) -> bool:
@@ -75,34 +73,48 @@ class InfluenceOrder:
 
 @dataclass(frozen=True)
 class EstimateBlock:
-    """What the estimate pass leaves behind for a block of B predictions.
+    """What the estimate pass leaves behind for a block of B margins.
 
     Attributes
     ----------
     start, stop : int
         which evaluation rows.
-    rows : ndarray of shape (p, B)
-        the evaluation rows, the one included.
-    margin : ndarray of shape (B,)
-        m_t = x_t . theta - cut.
+    asked : Asked
+        their margins.
     direction : ndarray of shape (p, B)
         u_t = H^-1 x_t.
-    response : ndarray of shape (B, n), float32, or None
-        ``toward_t x_i . u_t``; valid until the next block is drawn, None where blocks were joined or the rows are not
-        one array in this process (see `responses_of`).
-    toward : ndarray of shape (B,)
-        +1 where the margin has to rise for the flip, -1 where it has to fall.
+    response : ndarray of shape (B, M, n), float32, or None
+        ``toward_t x_i . u_t`` of every output; valid until the next block is drawn, None where blocks were joined or
+        the rows are not one array in this process (see `responses_of`).
     orders : list of InfluenceOrder
     """
 
     start: int
     stop: int
-    rows: FloatArray = field(repr=False)
-    margin: FloatArray
+    asked: Asked
     direction: FloatArray = field(repr=False)
     response: FloatArray | None = field(repr=False)
-    toward: FloatArray
     orders: list[InfluenceOrder] = field(repr=False)
+
+    @property
+    def margin(self) -> FloatArray:
+        """Of `asked`."""
+        return self.asked.margin
+
+    @property
+    def toward(self) -> FloatArray:
+        """Of `asked`."""
+        return self.asked.toward
+
+    @property
+    def targets(self) -> FloatArray:
+        """Of `asked`."""
+        return self.asked.targets
+
+    def only(self, chosen: IntArray) -> EstimateBlock:
+        """Some of the margins; without the responses."""
+        orders = [self.orders[t] for t in chosen]
+        return EstimateBlock(self.start, self.stop, self.asked.only(chosen), self.direction[:, chosen], None, orders)
 
     @classmethod
     def joined(cls, blocks: list[EstimateBlock]) -> EstimateBlock:
@@ -112,17 +124,15 @@ class EstimateBlock:
         return cls(
             blocks[0].start,
             blocks[-1].stop,
-            np.concatenate([block.rows for block in blocks], axis=1),
-            np.concatenate([block.margin for block in blocks]),
+            Asked.joined([block.asked for block in blocks]),
             np.concatenate([block.direction for block in blocks], axis=1),
             None,
-            np.concatenate([block.toward for block in blocks]),
             [order for block in blocks for order in block.orders],
         )
 
 
 def block_width(rows: Rows) -> int:
-    """How many predictions share one pass.
+    """How many directions share one pass; M K of them stand for a prediction among K > 2 classes.
 
     Over one array in this process their influences take half of the rows' memory, 16 to 128 MiB; over rows elsewhere
     no influence is kept, and under a memory limit a block's own take a quarter of what is left beside the rows.
@@ -146,14 +156,15 @@ def _narrowed(direction: FloatArray) -> FloatArray:
 
 
 def respond(rows: Rows, direction: FloatArray, out: FloatArray) -> FloatArray:
-    """``direction' X'`` in float32: (p, B) into ``out`` of shape (B, n).
+    """``direction' X'`` in float32: (p, B) by ``out`` of shape (B M, n) to (B, M, n).
 
     Raises
     ------
     RequestError
         The directions do not fit float32.
     """
-    return np.asarray(rows.collect(_respond, _narrowed(direction), out=out, axis=1))
+    product = rows.collect(_respond, _narrowed(rows.side_by_side(direction)), out=out, axis=1)
+    return np.asarray(product.reshape(rows.outputs, -1, rows.n).swapaxes(0, 1))
 
 
 def _respond(block: RowBlock, out: FloatArray, narrow: FloatArray) -> None:
@@ -167,12 +178,12 @@ def responses_of(rows: Rows, block: EstimateBlock) -> Iterator[tuple[slice, Floa
         yield slice(0, len(block.orders)), block.response
         return
     room = BUFFER_BYTES if rows.store.room is None else min(BUFFER_BYTES, rows.store.room // 4)
-    width = int(np.clip(room // (4 * max(rows.n, 1)), 1, max(len(block.orders), 1)))
-    buffer = np.empty((width, rows.n), dtype=np.float32)
+    width = int(np.clip(room // (4 * max(rows.n * rows.outputs, 1)), 1, max(len(block.orders), 1)))
+    buffer = np.empty((width * rows.outputs, rows.n), dtype=np.float32)
     for start in range(0, len(block.orders), width):
         some = slice(start, min(start + width, len(block.orders)))
         direction = block.direction[:, some] * block.toward[some]
-        yield some, respond(rows, direction, buffer[: some.stop - some.start])
+        yield some, respond(rows, direction, buffer[: (some.stop - some.start) * rows.outputs])
 
 
 def response_error(rows: Rows, direction: FloatArray, square_norms: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -189,9 +200,10 @@ def estimate(
     point: StationaryPoint,
     effect: RelabelEffect,
     evaluation: Rows,
-    cut: float,
+    problem: Problem,
     width: int | None = None,
     first: int = 0,
+    want: int | None = None,
 ) -> Iterator[EstimateBlock]:
     """Yield the influence orders of the evaluation rows, block by block.
 
@@ -203,24 +215,27 @@ def estimate(
     effect : RelabelEffect
     evaluation : Rows
         the rows whose predictions are asked about.
-    cut : float
-        logit of the threshold.
+    problem : Problem
     width : int, optional
         predictions in a block; `block_width` by default.
     first : int
         the evaluation row to begin with.
+    want : int, optional
+        code of the class to flip to; any other one than the predicted by default.
     """
-    width = min(width or block_width(rows), max(evaluation.n, 1))
-    buffer = np.empty((width, rows.n), dtype=np.float32) if rows.held else None
+    several = rows.outputs * (rows.outputs - 1) if rows.outputs > 1 else 1
+    width = min(width or max(block_width(rows) // several, 1), max(evaluation.n, 1))
+    buffer = np.empty((width * several, rows.n), dtype=np.float32) if rows.held else None
     for start in range(first, evaluation.n, width):
         stop = min(start + width, evaluation.n)
-        targets = evaluation.columns(np.arange(start, stop))
-        margin = (point.theta[:, None] * targets).sum(axis=0) - cut  # the same whatever shares the block
-        toward = np.where(margin > 0, -1.0, 1.0)
-        direction = point.curvature.solve(targets)
-        response = None if buffer is None else respond(rows, direction * toward, buffer[: stop - start])
-        orders = rank_block(rows, effect, margin, direction * toward, response, cut)
-        yield EstimateBlock(start, stop, targets, margin, direction, response, toward, orders)
+        asked = ask(problem, evaluation, point, start, stop, want)
+        direction = point.curvature.solve(asked.targets)
+        toward = direction * asked.toward
+        response = None
+        if buffer is not None:
+            response = respond(rows, toward, buffer[: len(asked.owner) * rows.outputs])
+        orders = rank_block(rows, effect, asked.margin, toward, response, problem.cut)
+        yield EstimateBlock(start, stop, asked, direction, response, orders)
 
 
 def rank_block(
@@ -239,49 +254,40 @@ def rank_block(
     probability, threshold = sigmoid(margin + cut), float(sigmoid(np.asarray(cut)))
     spread = probability * sigmoid(-margin - cut)
     goal_paper = np.abs(probability - threshold) / np.maximum(spread, 1e-300)
+    if rows.outputs > 1:  # published for two classes only
+        goal_paper = goal
     orders: list[InfluenceOrder] = []
     doubtful: list[bool] = []
     for some, source in _influences(rows, effect, direction, response):
-        ranked, doubts = _rank(source, goal[some], goal_paper[some])
+        ranked, doubts = _rank(source, effect, goal[some], goal_paper[some])
         orders += ranked
         doubtful += doubts
-    again = np.flatnonzero(doubtful)
+    again = np.flatnonzero(doubtful) if rows.outputs == 1 else np.arange(len(orders))  # which then have their labels
     heads = _ranked(rows, effect, direction[:, again], [np.sort(orders[t].index) for t in again])
-    for t, (index, gains) in zip(again, heads, strict=True):
-        orders[t] = _decided(orders[t], index, gains, goal[t], goal_paper[t])
-    return orders
+    for t, (change, gains) in zip(again, heads, strict=True):
+        orders[t] = _decided(orders[t], change, gains, goal[t], goal_paper[t])
+    return orders if rows.outputs == 1 else [dataclasses.replace(order, k_paper=0) for order in orders]
 
 
 def _influences(
     rows: Rows, effect: RelabelEffect, direction: FloatArray, response: FloatArray | None
 ) -> Iterator[tuple[slice, Influences]]:
     """Yield the influences on predictions, a slice of them after the other: of an array, or of rows elsewhere."""
-    coefficient = (-effect.coefficient).astype(np.float32)
-    offset = _offset(effect, direction)
-    balanced = bool(np.any(effect.shared))
-    width = direction.shape[1]
+    width, shift = direction.shape[1], effect.shift(direction)
     if response is None:
-        count = effect.count.astype(np.float32) if balanced else None
-        stride = stride_of(rows.n)
-        sampled = rows.every(stride)
-        narrow = _narrowed(direction)
-        yield slice(0, width), Apart(rows, narrow, coefficient, count, offset.astype(np.float32), sampled, stride)
+        narrow = _narrowed(rows.side_by_side(direction)).reshape(rows.coordinates, rows.outputs, width)
+        yield slice(0, width), Apart(rows, effect, narrow, shift)
         return
-    chunk = max(1, CHUNK_BYTES // (4 * rows.n))
+    chunk = max(1, CHUNK_BYTES // (4 * rows.n * rows.outputs))
+    gain, along = effect.gain, effect.along(np.float32)
     for start in range(0, width, chunk):
         some = slice(start, min(start + chunk, width))
-        values = response[some] * coefficient
-        if balanced:
-            values += (offset[some, None] * effect.count).astype(np.float32)
-        yield some, Held.of(values)
+        yield some, Held.of(gain.best(along, response[some], shift[some]))
 
 
-def _offset(effect: RelabelEffect, direction: FloatArray) -> FloatArray:
-    """What a relabelling moves each margin toward the flip through the class counts, per count, shape (B,)."""
-    return np.asarray(-(effect.shared @ direction))
-
-
-def _rank(source: Influences, goal: FloatArray, goal_paper: FloatArray) -> tuple[list[InfluenceOrder], list[bool]]:
+def _rank(
+    source: Influences, effect: RelabelEffect, goal: FloatArray, goal_paper: FloatArray
+) -> tuple[list[InfluenceOrder], list[bool]]:
     """Rank the influences on each prediction; a head that falls short of its goals grows eightfold.
 
     Also tells which predictions' sums come so near to a goal that float32 may have decided.
@@ -309,9 +315,11 @@ def _rank(source: Influences, goal: FloatArray, goal_paper: FloatArray) -> tuple
         for row in np.flatnonzero(done):
             t, count = int(pending[row]), int(counts[row])
             k_paper = beyond.get(t, int(sizes[1][row]))
+            own = index[row, :count].copy()
             orders[t] = InfluenceOrder(
-                index[row, :count].copy(), gains[row, :count].copy(), float(floor[row]), int(sizes[0][row]), k_paper
-            )
+                Relabelling.of_two(effect.label, own), gains[row, :count].copy(), float(floor[row]),
+                int(sizes[0][row]), k_paper,
+            )  # fmt: skip
         pending = pending[~done]
         head = min(GROWTH * head, n)
     return [orders[t] for t in range(len(goal))], doubtful.tolist()
@@ -324,19 +332,19 @@ def _crossing(total: FloatArray, goal: float) -> int:
 
 
 def _decided(
-    order: InfluenceOrder, index: IntArray, gains: FloatArray, goal: float, goal_paper: float
+    order: InfluenceOrder, change: Relabelling, gains: FloatArray, goal: float, goal_paper: float
 ) -> InfluenceOrder:
     """The sums of a head taken again from float64 influences."""
     total = np.cumsum(gains)
     k_paper = _crossing(total, goal_paper)
     if not k_paper and not order.complete:
         k_paper = order.k_paper
-    return InfluenceOrder(index, gains, order.floor, _crossing(total, goal), k_paper)
+    return InfluenceOrder(change, gains, order.floor, _crossing(total, goal), k_paper)
 
 
 def _ranked(
     rows: Rows, effect: RelabelEffect, direction: FloatArray, members: list[IntArray]
-) -> list[tuple[IntArray, FloatArray]]:
+) -> list[tuple[Relabelling, FloatArray]]:
     """Rank some rows (ascending) for each prediction, those whose influence is positive, from float64 products.
 
     Influences are rounded to float32 before they are compared: identical rows then tie, and ties go by position,
@@ -344,17 +352,21 @@ def _ranked(
     """
     if not members:
         return []
-    offset = _offset(effect, direction)
+    shift = effect.shift(direction)
     where, column = np.concatenate(members), np.repeat(np.arange(len(members)), [len(part) for part in members])
-    response = rows.cells(where, column, direction)
-    gains = (offset[column] * effect.count[where] - effect.coefficient[where] * response).astype(np.float32)
+    outputs, width = rows.outputs, len(members)
+    across = (np.arange(outputs)[:, None] * width + column).ravel()
+    response = rows.cells(np.tile(where, outputs), across, rows.side_by_side(direction)).reshape(outputs, -1)
     out, start = [], 0
-    for part in members:
-        own = gains[start : start + len(part)]
+    for t, part in enumerate(members):
+        few, own = effect.among(part), response[None, :, start : start + len(part)]
         start += len(part)
-        ranked = np.argsort(-own, kind="stable")
-        ranked = ranked[own[ranked] > 0]
-        out.append((part[ranked], own[ranked].astype(np.float64)))
+        along, moved = few.along(np.float64), shift[t : t + 1]
+        label = effect.gain.labels(along, own, moved, few.label)[0]
+        gains = effect.gain.best(along, own, moved)[0].astype(np.float32)
+        ranked = np.argsort(-gains, kind="stable")
+        ranked = ranked[gains[ranked] > 0]
+        out.append((Relabelling(part[ranked], label[ranked]), gains[ranked].astype(np.float64)))
     return out
 
 
@@ -376,14 +388,15 @@ def longer_order(
 ) -> InfluenceOrder:
     """A decided head of one prediction, eight times as long or complete, for a search that outruns the one it has."""
     column = (direction * toward)[:, None]
-    response = respond(rows, column, np.empty((1, rows.n), dtype=np.float32)) if rows.held else None
+    response = respond(rows, column, np.empty((rows.outputs, rows.n), dtype=np.float32)) if rows.held else None
     ((_, source),) = _influences(rows, effect, column, response)
     head, only, longer = max(len(order.index), FIRST_HEAD), np.zeros(1, dtype=np.intp), order
     while not longer.complete and len(longer.index) <= len(order.index):
         head = min(GROWTH * head, rows.n)
         floor = floors(source, only, np.zeros(1), head)
         index, gains, _ = ordered(source.reaching(only, floor), 1)
-        longer = dataclasses.replace(order, index=index[0], influence=gains[0], floor=float(floor[0]))
+        change = Relabelling.of_two(effect.label, index[0])
+        longer = dataclasses.replace(order, change=change, influence=gains[0], floor=float(floor[0]))
         (longer,) = _sure(rows, effect, column, [longer], reach)
     return longer
 
@@ -392,10 +405,13 @@ def _sure(
     rows: Rows, effect: RelabelEffect, direction: FloatArray, orders: list[InfluenceOrder], reach: float
 ) -> list[InfluenceOrder]:
     scale, _ = response_error(rows, direction, np.zeros(0))
-    error = scale * reach + 2.0**-22 * np.abs(_offset(effect, direction)) * float(np.abs(effect.count).max())
+    shift = np.abs(effect.shift(direction))
+    if shift.ndim > 1:
+        shift = 2.0 * shift.max(axis=1)
+    error = scale * reach + 2.0**-22 * shift * float(np.abs(effect.count).max())
     heads = _ranked(rows, effect, direction, [np.sort(order.index) for order in orders])
     out = []
-    for order, (index, gains), slack in zip(orders, heads, error, strict=True):
-        sure = len(index) if order.complete else int(np.searchsorted(-gains, -(order.floor + slack)))
-        out.append(dataclasses.replace(order, index=index[:sure], influence=gains[:sure]))
+    for order, (change, gains), slack in zip(orders, heads, error, strict=True):
+        sure = len(change) if order.complete else int(np.searchsorted(-gains, -(order.floor + slack)))
+        out.append(dataclasses.replace(order, change=change.first(sure), influence=gains[:sure]))
     return out

@@ -36,6 +36,14 @@ def pull(block: RowBlock, residual: FloatArray) -> tuple[FloatArray]:
     return (out,)
 
 
+def normal(block: RowBlock, diagonal: FloatArray, theta: FloatArray) -> tuple[FloatArray]:
+    """``X' diag(diagonal) X @ theta``."""
+    out = np.zeros(theta.shape)
+    for within, piece in block.pieces():
+        out += piece.pull(diagonal[within, None] * piece.margins(theta))
+    return (out,)
+
+
 def gram(block: RowBlock, diagonal: FloatArray) -> tuple[Any, FloatArray]:
     """``X' diag(diagonal) X`` of the features, and their pull of the diagonal."""
     if block.sparse:
@@ -106,6 +114,15 @@ def column_squares(block: RowBlock, diagonal: FloatArray) -> tuple[FloatArray]:
     if block.intercept:
         out[-1] = diagonal.sum()
     return (out,)
+
+
+def quadratic(block: RowBlock, out: FloatArray, matrix: FloatArray) -> None:
+    """``x_i' matrix x_i`` of every row into ``out``, not below zero."""
+    for within, piece in block.pieces():
+        part = piece.whole()
+        turned = part @ matrix
+        square = part.multiply(turned).sum(axis=1) if piece.sparse else np.einsum("ij,ij->i", part, turned)
+        out[within] = np.maximum(np.asarray(square).ravel(), 0.0)
 
 
 @picks_rows

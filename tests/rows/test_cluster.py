@@ -94,10 +94,10 @@ def test_rows_do_not_travel(client: Any, small_blocks: None) -> None:
     theta = np.ones((5, 2))
     first = rows.margins(theta)
     assert np.array_equal(first, Rows(X, np.zeros(900), np.ones(900), intercept=True).margins(theta))
-    where = client.who_has(kept._blocks)
+    where = client.who_has(kept._parts)
     assert {worker for held in where.values() for worker in held} == set(client.scheduler_info()["workers"])
     rows.pull(first)
-    now = client.who_has(kept._blocks)
+    now = client.who_has(kept._parts)
     assert all(set(where[key]) & set(now[key]) for key in where)  # Dask may copy one to an idle worker, none goes
 
 
@@ -117,7 +117,7 @@ def test_heads_travel_and_not_the_influences(client: Any, small_blocks: None, mo
 
     monkeypatch.setattr(ClusterStore, "map", watched)
     found, wanted = (
-        [order for block in estimate(each, model.point, effect, asked, model.problem.cut) for order in block.orders]
+        [order for block in estimate(each, model.point, effect, asked, model.problem) for order in block.orders]
         for each in (rows, model.rows)
     )
     for one, two in zip(found, wanted, strict=True):
