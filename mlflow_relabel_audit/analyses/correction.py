@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from mlflow_relabel_audit.analyses.findings import Finding
-from mlflow_relabel_audit.analyses.foldout import FoldOut, class_weights, refit
+from mlflow_relabel_audit.analyses.foldout import class_weights, refit
 from mlflow_relabel_audit.analyses.noise import flag, label_evidence
 from mlflow_relabel_audit.curvature import StationaryPoint
 from mlflow_relabel_audit.errors import RequestError
@@ -56,7 +56,6 @@ def correction(
     problem: Problem,
     rows: Rows,
     point: StationaryPoint,
-    out: FoldOut,
     eval_features: Any,
     eval_labels: FloatArray,
     *,
@@ -72,8 +71,6 @@ def correction(
     ----------
     problem, rows, point
         the objective, the n training rows and the minimiser.
-    out : FoldOut
-        the noise audit's out-of-fold margins.
     eval_features : ndarray or CSR array of shape (m, features)
         transformed evaluation rows.
     eval_labels : ndarray of shape (m,)
@@ -107,8 +104,7 @@ def correction(
     choosing = _half(truth, seed)
     evaluation = Rows(eval_features, truth, np.ones(len(truth)), intercept=rows.intercept)
     chosen_rows = Rows(eval_features[choosing], truth[choosing], np.ones(choosing.sum()), intercept=rows.intercept)
-    pooled, curve = label_evidence(rows, out, chosen_rows)
-    wrong = curve.probability_wrong(pooled.margin, rows.y)
+    wrong = label_evidence(problem, rows, point, chosen_rows, seed=seed).wrong
     order = np.argsort(-wrong, kind="stable")
     if counts is None:
         flagged = int(flag(wrong)[1].sum())

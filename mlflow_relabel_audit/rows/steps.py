@@ -139,6 +139,12 @@ def quadratic(block: RowBlock, out: FloatArray, matrix: FloatArray) -> None:
         out[within] = np.maximum(np.asarray(square).ravel(), 0.0)
 
 
+def lowest(block: RowBlock) -> tuple[float]:
+    """The smallest entry of the features."""
+    features = block.features
+    return (float(features.min()) if min(features.shape) else 0.0,)
+
+
 @picks_rows
 def take(block: RowBlock, index: IntArray) -> Any:
     """Rows at ``index``."""
