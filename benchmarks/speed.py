@@ -13,7 +13,8 @@ published / estimate   a transcription of the published algorithm over the estim
 T doubled, N doubled   time over half the predictions, over half the rows
 k_lower / k            median of the certified bound over the verified size, also from the rows' own inner products;
                        higher is better
-peak / matrix          peak memory above the start over the bytes of the design matrix and the factor
+peak / matrix          peak memory above the start over the bytes of the design matrix and the factor, p x p or as it is
+                       held (what is left after elimination, where rows are sparse)
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from sklearn.linear_model import LogisticRegression
 from benchmarks.published import published
 from benchmarks.sets import Set, load
 from mlflow_relabel_audit import Auditor
+from mlflow_relabel_audit.analyses.robustness import Fitted
 from mlflow_relabel_audit.flips.order import block_width, estimate
 from mlflow_relabel_audit.flips.search import VerifiedSearch
 from mlflow_relabel_audit.rows import Rows
@@ -87,7 +89,7 @@ def measure(data: Set, tests: int, quick: bool) -> dict[str, Any]:
     width = min(block_width(rows), tests)
 
     def estimates() -> list[Any]:
-        return list(estimate(rows, fitted.point, fitted.effect, evaluation, fitted.problem.cut))
+        return list(estimate(rows, fitted.point, fitted.effect, evaluation, fitted.problem))
 
     narrow = rows.features.astype(np.float32)
     directions = np.random.default_rng(0).standard_normal((rows.features_in, width)).astype(np.float32)
@@ -101,7 +103,7 @@ def measure(data: Set, tests: int, quick: bool) -> dict[str, Any]:
     one = clock(lambda: rows.margins(wide), repeats) / 64
     searcher = VerifiedSearch(fitted.problem, rows, fitted.point, fitted.effect, fitted.row_norms)
     found, orders, search_seconds = [], [], 0.0
-    for block in estimate(rows, fitted.point, fitted.effect, evaluation, fitted.problem.cut):
+    for block in estimate(rows, fitted.point, fitted.effect, evaluation, fitted.problem):
         began = time.perf_counter()
         found += searcher.run(block)
         search_seconds += time.perf_counter() - began
@@ -147,14 +149,20 @@ def measure(data: Set, tests: int, quick: bool) -> dict[str, Any]:
             bounds = auditor.robustness(certified, certify=certify).predictions.query("status == 'verified'")
             result[name] = float((bounds["k_lower"] / bounds["k"]).median())
             result["k_lower above k"] = result.get("k_lower above k", 0) + int((bounds["k_lower"] > bounds["k"]).sum())
-    half = auditor.evaluation_rows(X_test[: tests // 2])
-    began = time.perf_counter()
-    for block in estimate(rows, fitted.point, fitted.effect, half, fitted.problem.cut):
-        VerifiedSearch(fitted.problem, rows, fitted.point, fitted.effect, fitted.row_norms).run(block)
-    result["T doubled"] = (search_seconds + estimate_seconds) / (time.perf_counter() - began)
+    halved, whole = (seconds_for(fitted, auditor.evaluation_rows(X_test[:some])) for some in (tests // 2, tests))
+    result["T doubled"] = whole / halved
     if not sp.issparse(data.X):
         result["N doubled"] = doubled_rows(data, X_test)
     return result
+
+
+def seconds_for(fitted: Fitted, evaluation: Rows) -> float:
+    """Seconds of the estimate pass and the search over evaluation rows."""
+    searcher = VerifiedSearch(fitted.problem, fitted.rows, fitted.point, fitted.effect, fitted.row_norms)
+    began = time.perf_counter()
+    for block in estimate(fitted.rows, fitted.point, fitted.effect, evaluation, fitted.problem):
+        searcher.run(block)
+    return time.perf_counter() - began
 
 
 def published_seconds(data: Set, X_test: Any) -> float:
@@ -178,26 +186,38 @@ def doubled_rows(data: Set, X_test: Any) -> float:
     return seconds[1] / seconds[0]
 
 
+def _peak_bytes() -> int:
+    """Most memory this process has held; the resource usage would begin with that of the process it came from."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return 1024 * int(line.split()[1])
+
+
 def _audit_peak(data: Set, tests: int, pipe: Any) -> None:
     model = data.fit()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _peak_bytes()
     auditor = Auditor(model, data.X, data.y, threshold=data.threshold)
     auditor.robustness(data.X_test[:tests], certify=False)
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    after = _peak_bytes()
     rows: Rows = auditor.rows
     matrix = rows.features.data.nbytes if rows.sparse else rows.features.nbytes
-    pipe.send((1024 * (after - before), matrix, 8 * rows.p**2))
+    pipe.send((after - before, matrix, 8 * rows.p**2, 8 * auditor.curvature.order**2))
 
 
-def peak(data: Set, tests: int) -> float:
-    """(Design matrix + what the audit adds at its peak) over (design matrix + factor), in a process of its own."""
-    context = multiprocessing.get_context("fork")
+def peak(data: Set, tests: int) -> tuple[float, float]:
+    """(Design matrix + what the audit adds at its peak) over (design matrix + factor), in a process of its own.
+
+    The factor as a whole p x p matrix, and as it is held.
+    """
+    context = multiprocessing.get_context("spawn")  # a forked process would begin with this one's peak
     here, there = context.Pipe()
     worker = context.Process(target=_audit_peak, args=(data, tests, there))
     worker.start()
-    added, matrix, factor = here.recv()
+    added, matrix, whole, held = here.recv()
     worker.join()
-    return float((matrix + added) / (matrix + factor))
+    return (matrix + added) / (matrix + whole), (matrix + added) / (matrix + held)
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -232,7 +252,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{data.name}: {data.X.shape[0]} x {data.X.shape[1]}", file=sys.stderr, flush=True)
         tests = 128 if options.quick else options.tests
         result = measure(data, tests, options.quick)
-        result["peak / (matrix + factor)"] = peak(data, tests)
+        result["peak / (matrix + factor)"], result["peak / (matrix + factor held)"] = peak(data, tests)
         results.append(result)
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "speed.json").write_text(json.dumps(results, indent=2) + "\n")

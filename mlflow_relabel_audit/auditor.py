@@ -30,7 +30,7 @@ from mlflow_relabel_audit.curvature.reuse import Stored, fingerprint, stationary
 from mlflow_relabel_audit.errors import RequestError
 from mlflow_relabel_audit.flips.certificate import Certificate
 from mlflow_relabel_audit.flips.rankings import Ranking, direction_norms, rank
-from mlflow_relabel_audit.flips.relabelling import RelabelEffect
+from mlflow_relabel_audit.flips.relabelling import RelabelEffect, Relabelling
 from mlflow_relabel_audit.flips.removal import removal_frame, removal_sets
 from mlflow_relabel_audit.flips.search import FlipSet
 from mlflow_relabel_audit.problem import FloatArray, read_problem, supervised_steps, unwrap
@@ -174,9 +174,11 @@ class Auditor:
         return self._certified(True)
 
     def _certified(self, gram: bool | None) -> Fitted:
-        norms = self.fitted.row_norms
-        certificate = Certificate.prepare(self.problem, self.rows, self.point, row_norms=norms, gram=gram)
-        return dataclasses.replace(self.fitted, certificate=certificate)
+        certificate = None
+        if self.rows.outputs == 1:
+            norms = self.fitted.row_norms
+            certificate = Certificate.prepare(self.problem, self.rows, self.point, row_norms=norms, gram=gram)
+        return dataclasses.replace(self.fitted, certificate=certificate, certified=True)
 
     # -- the analyses ----------------------------------------------------------------------------------------
 
@@ -270,7 +272,9 @@ class Auditor:
         row = found.predictions.iloc[0]
         position = pd.Series(np.arange(self.rows.n), index=pd.Index(self.row_ids))
         index = position.loc[found.flip_sets["train_id"]].to_numpy(dtype=np.intp)
-        flip = FlipSet(index, found.flip_sets["influence"].to_numpy(), str(row["status"]), np.nan)
+        labels = self.problem.encode(found.flip_sets["new_label"]).astype(np.intp)
+        influence = found.flip_sets["influence"].to_numpy()
+        flip = FlipSet(Relabelling(index, labels), influence, str(row["status"]), np.nan)
         return contest(
             self.problem,
             self.rows,

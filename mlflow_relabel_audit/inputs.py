@@ -45,7 +45,7 @@ def training_rows(
         The rows, or the scratch folder they are kept in, cannot be read or written.
     """
     labels = problem.encode(y)
-    expected = len(problem.theta) - int(problem.intercept)
+    expected = problem.features
     kept: Any
     if dask is not None:
         head = X.read(0, 2) if isinstance(X, ParquetSource) else next(chunks(X, 1, 1))[:2]
@@ -67,7 +67,14 @@ def training_rows(
         raise RequestError(f"training rows: got {len(labels)} labels for {n} rows; pass one per row")
     if len(np.unique(labels)) < 2:
         raise RequestError(
-            f"training rows: got {n} labels of one class; pass the rows the model was trained on, both classes"
+            f"training rows: got {n} labels of one class; pass the rows the model was trained on, of every class"
+        )
+    missing = sorted(set(range(len(problem.classes))) - set(np.unique(labels).astype(int)))
+    if missing:
+        names = [problem.classes[code] for code in missing]
+        raise RequestError(
+            f"training rows: got {n} labels, none of class {names[0]!r}; pass the rows the model was trained on, every "
+            "class among them"
         )
     weight = np.ones(n) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
     if weight.shape != (n,):
@@ -80,7 +87,7 @@ def training_rows(
             "and later their weights, which is what this audit knows; upgrade it and fit again, or pass class_weight "
             "as numbers"
         )
-    return Rows(kept, labels, weight, intercept=problem.intercept)
+    return Rows(kept, labels, weight, intercept=problem.intercept, outputs=problem.outputs)
 
 
 def parquet_rows(
@@ -166,14 +173,16 @@ def evaluation_rows(problem: Problem, transformer: Any, X: Any) -> Rows:
     RequestError
         The transformer refuses them, or they have not the model's number of features.
     """
-    expected = len(problem.theta) - int(problem.intercept)
+    expected = problem.features
     if np.shape(X)[:1] == (0,):  # transformers refuse a table without rows
-        return Rows(np.zeros((0, expected)), np.zeros(0), np.zeros(0), intercept=problem.intercept)
+        return Rows(
+            np.zeros((0, expected)), np.zeros(0), np.zeros(0), intercept=problem.intercept, outputs=problem.outputs
+        )
     features = _transform(transformer, whole(X))
     if features.shape[1] != expected:
         raise RequestError(f"evaluation rows: got {features.shape[1]} features; the model takes {expected}")
     count = features.shape[0]
-    return Rows(features, np.full(count, np.nan), np.ones(count), intercept=problem.intercept)
+    return Rows(features, np.full(count, np.nan), np.ones(count), intercept=problem.intercept, outputs=problem.outputs)
 
 
 def _transform(transformer: Any, X: Any) -> Any:
@@ -191,7 +200,7 @@ def _transform(transformer: Any, X: Any) -> Any:
 
 
 def evaluation_labels(problem: Problem, y: Any, count: int) -> FloatArray:
-    """True labels as 0.0 / 1.0, NaN where missing, shape (count,).
+    """True labels as class codes, NaN where missing, shape (count,).
 
     Raises
     ------

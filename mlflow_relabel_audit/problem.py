@@ -5,7 +5,8 @@ scikit-learn's l2-regularised logistic regression minimises, up to the factor C,
     F(theta) = sum_i s_i [log(1 + exp(z_i)) - y_i z_i] + 1/2 theta' R theta,    z_i = x_i . theta
 
 with ``R = I / C``, except that the intercept is free for every solver but liblinear, which treats it as the
-weight of a constant column ``intercept_scaling`` and so penalises ``(b / intercept_scaling)^2``.
+weight of a constant column ``intercept_scaling`` and so penalises ``(b / intercept_scaling)^2``. With K > 2 classes
+there are K such outputs, coupled by a softmax, or each against the rest (`likelihood`).
 """
 
 from __future__ import annotations
@@ -19,84 +20,100 @@ import scipy.sparse as sp
 from sklearn.base import BaseEstimator
 from sklearn.feature_selection import SelectorMixin, VarianceThreshold
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
+from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
 from mlflow_relabel_audit.errors import RequestError, UnsupportedModelError
+from mlflow_relabel_audit.likelihood import (
+    TWO_CLASSES,
+    ClassWeight,
+    Coupled,
+    FloatArray,
+    IntArray,
+    Likelihood,
+    Separate,
+)
 
-FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
-IntArray = np.ndarray[Any, np.dtype[np.integer[Any]]]
+__all__ = [
+    "SUPPORTED",
+    "ClassWeight",
+    "FloatArray",
+    "IntArray",
+    "Problem",
+    "as_matrix",
+    "read_problem",
+    "supervised_steps",
+    "unwrap",
+]
 
 SUPPORTED = (
-    "a fitted LogisticRegression or LogisticRegressionCV (l2 penalty or none, two classes), "
-    "or a Pipeline that ends in one"
+    "a fitted LogisticRegression or LogisticRegressionCV (l2 penalty or none), a OneVsRestClassifier of "
+    "LogisticRegression, or a Pipeline that ends in one"
 )
 
 
 @dataclass(frozen=True)
-class ClassWeight:
-    """The rule that turns labels into weights: s_i = base_i * weight(label of i).
-
-    Attributes
-    ----------
-    fixed : tuple of two floats
-        weights of classes 0 and 1 where the rule does not depend on the labels.
-    balanced : bool
-        weights n / (2 n_c) with base-weighted class counts n_c; then a relabelling changes every weight.
-    """
-
-    fixed: tuple[float, float] = (1.0, 1.0)
-    balanced: bool = False
-
-    def at(self, positive: Any, total: float) -> FloatArray:
-        """Weights of the two classes, shape (2, ...), when the positives weigh ``positive`` of ``total``."""
-        positive = np.asarray(positive, dtype=np.float64)
-        if not self.balanced:
-            return np.broadcast_to(np.reshape(self.fixed, (2, *[1] * positive.ndim)), (2, *positive.shape))
-        with np.errstate(divide="ignore"):
-            return total / (2.0 * np.stack([total - positive, positive]))
-
-
-@dataclass(frozen=True)
 class Problem:
-    """The training objective and the decision rule of one binary classifier.
+    """The training objective and the decision rule of one classifier.
 
     Attributes
     ----------
-    theta : ndarray of shape (p,), float64
-        fitted coefficients, the intercept last where there is one.
-    penalty : ndarray of shape (p,), float64
+    theta : ndarray of shape (P,), float64
+        fitted coefficients, the intercept last where there is one; of M outputs one after the other, P = M p.
+    penalty : ndarray of shape (P,), float64
         diagonal of R; 0 marks a coordinate that is not penalised.
     intercept : bool
     classes : tuple
-        the two labels as the estimator knows them, the negative one first.
+        the labels as the estimator knows them; of two, the negative one first.
     threshold : float
-        probability above which a row is predicted positive.
+        probability above which a row of two classes is predicted positive; of more, the largest output decides.
     class_weight : ClassWeight
     solver : str
         the solver that fitted theta, for reports.
+    likelihood : Separate or Coupled
     """
 
     theta: FloatArray
     penalty: FloatArray
     intercept: bool
-    classes: tuple[Any, Any]
+    classes: tuple[Any, ...]
     threshold: float
     class_weight: ClassWeight
     solver: str
+    likelihood: Likelihood = TWO_CLASSES
+
+    @property
+    def outputs(self) -> int:
+        """M, the linear outputs of a row."""
+        return self.likelihood.outputs
+
+    @property
+    def features(self) -> int:
+        """Features of a row."""
+        return len(self.theta) // self.outputs - int(self.intercept)
 
     @property
     def cut(self) -> float:
         """logit(threshold): the margin of a row is x . theta - cut."""
         return float(np.log(self.threshold) - np.log1p(-self.threshold))
 
+    def probabilities(self, scores: FloatArray) -> FloatArray:
+        """Probability of every class as the estimator gives it, shape (K, ...), from outputs of shape (M, ...)."""
+        if self.likelihood.coupled:
+            return self.likelihood.probability(scores.reshape(self.outputs, -1)).reshape(scores.shape)
+        apart = self.likelihood.probability(scores)
+        if self.outputs == 1:
+            return np.concatenate([1.0 - apart, apart])
+        return np.asarray(apart / np.maximum(apart.sum(axis=0), np.finfo(float).tiny))
+
     def encode(self, labels: Any) -> FloatArray:
-        """Labels as 0.0 / 1.0, shape (n,).
+        """Labels as class codes 0.0, 1.0, ... in the order of ``classes``, shape (n,).
 
         Raises
         ------
         RequestError
-            A label is missing or is not one of the model's two classes.
+            A label is missing or is not one of the model's classes.
         """
         values = np.asarray(labels)
         if values.ndim != 1:
@@ -105,15 +122,17 @@ class Problem:
             raise RequestError(
                 f"labels: {int(pd.isna(values).sum())} of {len(values)} are missing; drop or fill those rows"
             )
-        positive = values == self.classes[1]
-        known = positive | (values == self.classes[0])
+        codes = np.full(len(values), np.nan)
+        for code, name in enumerate(self.classes):
+            codes[values == name] = code
+        known = np.isfinite(codes)
         if not np.all(known):
             odd = pd.unique(pd.Series(values[~known]))[:3].tolist()
             raise RequestError(
                 f"labels: got {odd} beside the model's classes {list(self.classes)}; "
                 "pass the labels the model was trained on"
             )
-        return np.asarray(positive, dtype=np.float64)
+        return codes
 
 
 def unwrap(estimator: Any) -> tuple[Any, Any | None]:
@@ -137,7 +156,7 @@ def unwrap(estimator: Any) -> tuple[Any, Any | None]:
             )
         before = [step for _, step in estimator.steps[:-1] if step not in (None, "passthrough")]
         return final, estimator[:-1] if before else None
-    if isinstance(estimator, (LogisticRegression, LogisticRegressionCV)):
+    if isinstance(estimator, (LogisticRegression, LogisticRegressionCV, OneVsRestClassifier)):
         return estimator, None
     raise UnsupportedModelError(f"model: got {type(estimator).__name__}; this audit takes {SUPPORTED}")
 
@@ -172,7 +191,7 @@ def read_problem(estimator: Any, *, threshold: float = 0.5) -> Problem:
     Raises
     ------
     UnsupportedModelError
-        Not fitted, not two classes, an l1 or elasticnet penalty, coefficients averaged over folds.
+        Not fitted, an l1 or elasticnet penalty, coefficients averaged over folds.
     RequestError
         The threshold is not strictly between 0 and 1.
     """
@@ -180,37 +199,74 @@ def read_problem(estimator: Any, *, threshold: float = 0.5) -> Problem:
         raise RequestError(f"threshold: got {threshold!r}; pass a probability strictly between 0 and 1")
     final, _ = unwrap(estimator)
     try:
-        check_is_fitted(final, "coef_")
+        check_is_fitted(final)
     except Exception as error:
         raise UnsupportedModelError(
             "model: got an estimator that is not fitted; fit it, or log the fitted one"
         ) from error
     classes = np.asarray(final.classes_).tolist()
-    if len(classes) != 2:
-        raise UnsupportedModelError(
-            f"model: got {len(classes)} classes; this audit takes two (audit one class against the rest)"
+    several = len(classes) > 2
+    if several and threshold != 0.5:
+        raise RequestError(
+            f"threshold: got {threshold!r} for a model of {len(classes)} classes, whose largest output decides; leave "
+            "it out"
         )
-    inverse_c = _inverse_regularisation(final)
-    weights = np.asarray(final.coef_, dtype=np.float64).ravel()
-    theta, penalty = weights, np.full(len(weights), inverse_c)
-    if final.fit_intercept:
-        theta = np.append(weights, np.float64(np.ravel(final.intercept_)[0]))
-        scale = float(final.intercept_scaling)
-        penalty = np.append(penalty, inverse_c / scale**2 if final.solver == "liblinear" else 0.0)
+    members, likelihood = _outputs(final, len(classes))
+    read = [_coefficients(*member) for member in members]
+    theta, penalty = (np.concatenate(part) for part in zip(*read, strict=True))
     if not np.all(np.isfinite(theta)):
         raise UnsupportedModelError("model: its coefficients are not finite; refit it (scale the features, lower C)")
+    first = members[0][0]
+    names = [False, True] if isinstance(final, OneVsRestClassifier) else classes
     return Problem(
         theta=theta,
         penalty=penalty,
-        intercept=bool(final.fit_intercept),
-        classes=(classes[0], classes[1]),
+        intercept=bool(first.fit_intercept),
+        classes=tuple(classes),
         threshold=float(threshold),
-        class_weight=_class_weight(final, classes),
-        solver=str(final.solver),
+        class_weight=_class_weight(first, names),
+        solver=str(first.solver),
+        likelihood=likelihood,
     )
 
 
-def _inverse_regularisation(final: Any) -> float:
+def _outputs(final: Any, classes: int) -> tuple[list[tuple[Any, int]], Likelihood]:
+    """Which row of which regression's coefficients each output is, and what they make together."""
+    if isinstance(final, OneVsRestClassifier):
+        if getattr(final, "multilabel_", False):
+            raise UnsupportedModelError(
+                "model: a OneVsRestClassifier fitted on several labels per row; audit each label's model by itself"
+            )
+        members = list(final.estimators_)
+        odd = [type(member).__name__ for member in members if not isinstance(member, LogisticRegression)]
+        if odd:
+            raise UnsupportedModelError(f"model: a OneVsRestClassifier of {odd[0]}; this audit takes {SUPPORTED}")
+        return [(member, 0) for member in members], Separate(len(members))
+    if classes == 2:
+        return [(final, 0)], TWO_CLASSES
+    several = [(final, m) for m in range(classes)]
+    rule = getattr(final, "multi_class", "auto")  # up to scikit-learn 1.7
+    apart = rule == "ovr" or (final.solver == "liblinear" and rule != "multinomial")
+    if apart and final.class_weight is not None:
+        raise UnsupportedModelError(
+            "model: one against the rest inside LogisticRegression with class weights; fit a OneVsRestClassifier of it"
+        )
+    return several, Separate(classes) if apart else Coupled(classes)
+
+
+def _coefficients(final: Any, output: int) -> tuple[FloatArray, FloatArray]:
+    """Coefficients of one output of a regression, the intercept last, and their penalties."""
+    inverse_c = _inverse_regularisation(final, output)
+    weights = np.array(np.atleast_2d(final.coef_)[output], dtype=np.float64)
+    penalty = np.full(len(weights), inverse_c)
+    if not final.fit_intercept:
+        return weights, penalty
+    scale = float(final.intercept_scaling)
+    free = inverse_c / scale**2 if final.solver == "liblinear" else 0.0
+    return np.append(weights, np.float64(np.ravel(final.intercept_)[output])), np.append(penalty, free)
+
+
+def _inverse_regularisation(final: Any, output: int) -> float:
     """1 / C of the l2 penalty, 0 without one; refuses every other penalty."""
     if isinstance(final, LogisticRegressionCV):
         if not final.refit:
@@ -218,7 +274,8 @@ def _inverse_regularisation(final: Any) -> float:
                 "model: LogisticRegressionCV(refit=False) averages coefficients over folds, so it minimises "
                 "no objective; fit with refit=True"
             )
-        c, ratio = float(np.ravel(final.C_)[0]), np.ravel(getattr(final, "l1_ratio_", 0.0))[0]
+        chosen = np.ravel(final.C_)
+        c, ratio = float(chosen[min(output, len(chosen) - 1)]), np.ravel(getattr(final, "l1_ratio_", 0.0))[0]
     else:
         c, ratio = float(final.C), final.l1_ratio
     penalty = final.penalty
@@ -234,13 +291,13 @@ def _inverse_regularisation(final: Any) -> float:
     return 1.0 / c
 
 
-def _class_weight(final: Any, classes: list[Any]) -> ClassWeight:
+def _class_weight(final: Any, names: list[Any]) -> ClassWeight:
     rule = final.class_weight
     if rule is None:
-        return ClassWeight()
+        return ClassWeight((1.0,) * len(names))
     if isinstance(rule, str):
-        return ClassWeight(balanced=True)
-    return ClassWeight(fixed=(float(rule.get(classes[0], 1.0)), float(rule.get(classes[1], 1.0))))
+        return ClassWeight((1.0,) * len(names), balanced=True)
+    return ClassWeight(tuple(float(rule.get(name, 1.0)) for name in names))
 
 
 def as_matrix(features: Any) -> Any:

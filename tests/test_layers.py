@@ -14,6 +14,7 @@ PACKAGE = "mlflow_relabel_audit"
 # From the bottom up. A module imports its own layer and those below.
 LAYERS = (
     {"errors"},
+    {"likelihood"},
     {"problem"},
     {"rows"},
     {"curvature"},
@@ -28,7 +29,7 @@ LAYERS = (
     {"autolog", "cli", "corrected", "dataset_source", "demo", "evaluator", "gate", "provider"},
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
-NUMERICAL = {"problem", "rows", "curvature", "flips", "analyses", "inputs", "auditor"}
+NUMERICAL = {"likelihood", "problem", "rows", "curvature", "flips", "analyses", "inputs", "auditor"}
 MEETS_MLFLOW = {"tracking", *LAYERS[-1]}
 LONGEST = 450
 

@@ -12,7 +12,7 @@ from benchmarks.paper.transcribed import Transcribed
 from benchmarks.published import fit
 from mlflow_relabel_audit.analyses.foldout import refit
 from mlflow_relabel_audit.curvature import factor
-from mlflow_relabel_audit.curvature.stationary import sigmoid
+from mlflow_relabel_audit.likelihood import sigmoid
 
 BASELINES = ("ip-remove", "influence", "rif", "gd", "gc", "random")
 METHODS = ("this project", "ip-relabel", *BASELINES)

@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 
 from mlflow_relabel_audit.curvature import StationaryPoint
-from mlflow_relabel_audit.curvature.stationary import sigmoid
 from mlflow_relabel_audit.errors import RequestError
 from mlflow_relabel_audit.flips.refit import RefitBlock
-from mlflow_relabel_audit.flips.relabelling import RelabelEffect
+from mlflow_relabel_audit.flips.relabelling import RelabelEffect, Relabelling
 from mlflow_relabel_audit.flips.removal import RemovalSet, removal_sets
 from mlflow_relabel_audit.flips.search import VERIFIED, FlipSet
+from mlflow_relabel_audit.likelihood import sigmoid
 from mlflow_relabel_audit.problem import FloatArray, IntArray, Problem
 from mlflow_relabel_audit.rows import Rows
 
@@ -58,9 +58,10 @@ class ContestResult:
     predicted : Any
         the class predicted now.
     probability : float
-        of the positive class, now.
+        of the positive class of two, or of the predicted one of more, now.
     margin : float
-        logit of the probability less that of the threshold; its sign decides.
+        logit of the probability less that of the threshold; its sign decides. Of more than two classes, by how much
+        the output of the predicted one exceeds that of the one flipped to.
     threshold : float
     k, k_lower, k_paper, k_estimate : int or None
         verified size of the flip set, certified lower bound, the published algorithm's, the estimate.
@@ -69,14 +70,16 @@ class ContestResult:
     flip_set : DataFrame
         rank, train_id, train_label, new_label, influence (estimated move of the margin by this label alone,
         signed), cumulative_margin and cumulative_probability (estimates with it and those before it changed).
+    wanted : Any
+        the class flipped to.
     margin_after, probability_after : float or None
         of the model refitted with the whole set relabelled; None without a set, or where the refit's sign
         could not be proved.
     removal : RemovalSide or None
-        None where it was not asked for.
+        None where it was not asked for, or the model has more than two classes.
     n_train : int
     classes : tuple
-        the two labels, the negative one first.
+        the labels; of two, the negative one first.
     """
 
     row_id: Any
@@ -95,7 +98,8 @@ class ContestResult:
     probability_after: float | None
     removal: RemovalSide | None
     n_train: int
-    classes: tuple[Any, Any]
+    classes: tuple[Any, ...]
+    wanted: Any
 
 
 class SharedFeature(NamedTuple):
@@ -130,6 +134,7 @@ def contest(
     train_ids: Any = None,
     row_norms: FloatArray | None = None,
     removal: bool = True,
+    want: int | None = None,
     algorithm: int = 1,
     max_removed: int | None = None,
 ) -> ContestResult:
@@ -139,7 +144,7 @@ def contest(
     ----------
     problem, rows, point
         the fitted model, its n training rows and its minimiser.
-    x : ndarray of shape (p,)
+    x : ndarray of shape (coordinates,)
         the row decided on, transformed, the one appended where an intercept is fitted.
     flip : FlipSet
         what the verified search found for this row.
@@ -153,6 +158,8 @@ def contest(
         ``point.curvature.row_norms(rows)``, where it is at hand; computed otherwise.
     removal : bool
         also find rows whose removal flips the decision (searched by refits, see `removal_sets`).
+    want : int, optional
+        code of the class that the set flips to; the next in line by default.
     algorithm : {1, 2}
         of the removal's order.
     max_removed : int, optional
@@ -164,20 +171,20 @@ def contest(
         x or train_ids do not fit the training rows.
     """
     x = np.asarray(x, dtype=np.float64)
-    if x.shape != (rows.p,):
+    if x.shape != (rows.coordinates,):
         raise RequestError(
-            f"contest: got a row of shape {x.shape} for a model of {rows.p} coordinates; "
+            f"contest: got a row of shape {x.shape} for a model of {rows.coordinates} coordinates; "
             "pass one transformed row, with a one at its end where an intercept is fitted"
         )
     ids = np.arange(rows.n) if train_ids is None else np.asarray(train_ids)
     if len(ids) != rows.n:
         raise RequestError(f"contest: got {len(ids)} training ids for {rows.n} training rows; pass one per row")
-    margin = float(x @ point.theta) - problem.cut
-    index = np.asarray(flip.index, dtype=np.intp)
-    after = relabelled_margin(problem, rows, point, x, index, row_norms) if len(index) else None
+    decision = Decision.on(problem, point.theta, x, want)
+    margin = decision.margin(point.theta)
+    after = refitted(problem, rows, point, decision, flip.change, row_norms) if len(flip.change) else None
+    features = x[:-1] if rows.intercept else x
     side = None
-    if removal:
-        features = x[:-1] if rows.intercept else x
+    if removal and problem.outputs == 1:
         alone = Rows(features[None, :], np.zeros(1), np.ones(1), intercept=rows.intercept)
         found = removal_sets(
             problem,
@@ -193,8 +200,8 @@ def contest(
     return ContestResult(
         row_id=row_id,
         label=label,
-        predicted=problem.classes[int(margin > 0)],
-        probability=_probability(problem, margin),
+        predicted=problem.classes[decision.predicted],
+        probability=decision.probability(margin, point.theta),
         margin=margin,
         threshold=problem.threshold,
         k=_count(flip.k) if flip.status == VERIFIED else None,
@@ -202,68 +209,129 @@ def contest(
         k_paper=_count(k_paper),
         k_estimate=_count(k_estimate),
         status=flip.status,
-        flip_set=flip_table(problem, rows, point, x, index, ids),
-        margin_after=after,
-        probability_after=None if after is None else _probability(problem, after),
+        flip_set=flip_table(problem, rows, point, decision, flip.change, ids),
+        margin_after=None if after is None else after[0],
+        probability_after=None if after is None else decision.probability(*after),
         removal=side,
         n_train=rows.n,
         classes=problem.classes,
+        wanted=problem.classes[decision.wanted],
     )
 
 
+@dataclass(frozen=True)
+class Decision:
+    """One row, the class predicted for it and the one it is to flip to.
+
+    Attributes
+    ----------
+    problem : Problem
+    x : ndarray of shape (coordinates,)
+    predicted, wanted : int
+        class codes.
+    """
+
+    problem: Problem = field(repr=False)
+    x: FloatArray = field(repr=False)
+    predicted: int
+    wanted: int
+
+    @classmethod
+    def on(cls, problem: Problem, theta: FloatArray, x: FloatArray, want: int | None = None) -> Decision:
+        """Of the model with these coefficients; flipped to ``want``, by default to the class next in line."""
+        scores = theta.reshape(problem.outputs, -1) @ x
+        if problem.outputs == 1:
+            predicted = int(scores[0] > problem.cut)
+            return cls(problem, x, predicted, 1 - predicted)
+        order = np.argsort(-scores, kind="stable")
+        return cls(problem, x, int(order[0]), int(order[1]) if want is None else want)
+
+    def targets(self) -> FloatArray:
+        """The row in every output, shape (p, M)."""
+        return np.kron(np.eye(self.problem.outputs), self.x[:, None])
+
+    @property
+    def target(self) -> FloatArray:
+        """The margin is its product with theta, less the cut, shape (p,)."""
+        if self.problem.outputs == 1:
+            return self.x
+        targets = self.targets()
+        return np.asarray(targets[:, self.predicted] - targets[:, self.wanted])
+
+    def margin(self, theta: FloatArray) -> float:
+        """Under other coefficients."""
+        return float(self.target @ theta) - self.problem.cut
+
+    def probability(self, margin: float, theta: FloatArray) -> float:
+        """Of the positive class of two, of the predicted one of more, under other coefficients."""
+        if self.problem.outputs == 1:
+            return _probability(self.problem, margin)
+        return float(self.problem.probabilities(theta.reshape(self.problem.outputs, -1) @ self.x)[self.predicted])
+
+
 def flip_table(
-    problem: Problem, rows: Rows, point: StationaryPoint, x: FloatArray, index: IntArray, train_ids: Any
+    problem: Problem, rows: Rows, point: StationaryPoint, decision: Decision, change: Relabelling, train_ids: Any
 ) -> pd.DataFrame:
     """Tabulate a flip set in its order, with what each label is estimated to move (see `ContestResult`)."""
-    effect = RelabelEffect.at(problem, rows, point)
-    u = point.curvature.solve(x)
-    response = np.asarray(rows.take(index) @ u, dtype=np.float64).ravel()
-    influence = -(effect.coefficient[index] * response + effect.count[index] * float(effect.shared @ u))
-    cumulative = float(x @ point.theta) - problem.cut + np.cumsum(influence)
-    old = rows.y[index].astype(int)
+    effect, index = RelabelEffect.at(problem, rows, point), change.index
+    few, targets = effect.among(index), decision.targets()
+    u = point.curvature.solve(targets)
+    response = np.asarray(rows.take(index) @ rows.side_by_side(u), dtype=np.float64)
+    by_output = response.reshape(len(index), rows.outputs, rows.outputs).transpose(2, 1, 0)
+    along, own = few.along(np.float64), few.label
+    moves = few.gain.given(along, by_output, effect.shift(u), own, change.label)
+    if problem.outputs == 1:
+        influence = moves[0]
+        cumulative = decision.margin(point.theta) + np.cumsum(influence)
+        probability = sigmoid(cumulative + problem.cut)
+    else:
+        influence = moves[decision.predicted] - moves[decision.wanted]
+        cumulative = decision.margin(point.theta) + np.cumsum(influence)
+        scores = (point.theta.reshape(problem.outputs, -1) @ decision.x)[:, None] + np.cumsum(moves, axis=1)
+        probability = problem.probabilities(scores)[decision.predicted]
     frame: pd.DataFrame = pd.DataFrame(
         {
             "rank": np.arange(1, len(index) + 1),
             "train_id": np.asarray(train_ids)[index],
-            "train_label": _labels(problem, old),
-            "new_label": _labels(problem, 1 - old),
+            "train_label": _labels(problem, rows.y[index].astype(int)),
+            "new_label": _labels(problem, change.label),
             "influence": influence,
             "cumulative_margin": cumulative,
-            "cumulative_probability": sigmoid(cumulative + problem.cut),
+            "cumulative_probability": probability,
         }
     )
     return frame
 
 
-def relabelled_margin(
+def refitted(
     problem: Problem,
     rows: Rows,
     point: StationaryPoint,
-    x: FloatArray,
-    index: IntArray,
+    decision: Decision,
+    change: Relabelling,
     row_norms: FloatArray | None = None,
-) -> float | None:
-    """Margin of x under the model refitted with the rows at ``index`` relabelled.
+) -> tuple[float, FloatArray] | None:
+    """Margin of a decision under the model refitted with some rows relabelled, and coefficients near that refit.
 
     Iterated until it is proved within 1e-7 (relative to its size above 1); where that is out of reach, the
     best margin whose sign is proved, or None.
     """
     norms = point.curvature.row_norms(rows) if row_norms is None else row_norms
     block = RefitBlock(problem, rows, point, RelabelEffect.at(problem, rows, point), norms, 1)
-    u = point.curvature.solve(x)
-    block.load(0, x, u, np.abs(rows.margins(u)) * (1.0 + 1e-6))
-    only = np.array([0])
-    block.relabel(only, [index])
-    best, least = 0.0, np.inf
+    u, only = point.curvature.solve(decision.target), np.array([0])
+    response = np.abs(rows.margins(u))[None] * (1.0 + 1e-6) if rows.outputs == 1 else None
+    block.load(only, decision.target[:, None], u[:, None], response)
+    block.relabel(only, [change])
+    best, least, theta = 0.0, np.inf, point.theta
     for _ in range(MAX_ITERATIONS):
         block.condition(only)
         margins, bounds = block.prove()
         if bounds[0] < least:
-            best, least = float(margins[0]), float(bounds[0])
+            best, least, theta = float(margins[0]), float(bounds[0]), block.theta[:, 0].copy()
         if least <= ACCURACY * max(1.0, abs(best)):
             break
         block.descend()
-    return best if least < abs(best) else None
+    return (best, theta) if least < abs(best) else None
 
 
 def shared_features(

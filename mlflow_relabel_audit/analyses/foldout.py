@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mlflow_relabel_audit.curvature import StationaryPoint, factor
-from mlflow_relabel_audit.curvature.stationary import sigmoid
 from mlflow_relabel_audit.errors import RelabelAuditError
+from mlflow_relabel_audit.likelihood import sigmoid
 from mlflow_relabel_audit.problem import FloatArray, IntArray, Problem
 from mlflow_relabel_audit.rows import Rows
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_relabel_audit.curvature.stationary import sigmoid
+from mlflow_relabel_audit.likelihood import sigmoid
 from mlflow_relabel_audit.problem import FloatArray
 
 RATES = np.linspace(np.sqrt(0.0005), np.sqrt(0.45), 30) ** 2

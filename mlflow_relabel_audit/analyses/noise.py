@@ -26,8 +26,8 @@ from mlflow_relabel_audit.analyses.label_curve import (
 )
 from mlflow_relabel_audit.analyses.second_opinion import Stacked, second_opinion, stacked
 from mlflow_relabel_audit.curvature import StationaryPoint
-from mlflow_relabel_audit.curvature.stationary import sigmoid
 from mlflow_relabel_audit.errors import RequestError
+from mlflow_relabel_audit.likelihood import sigmoid
 from mlflow_relabel_audit.problem import FloatArray, IntArray, Problem
 from mlflow_relabel_audit.rows import Rows, joined
 

@@ -18,10 +18,10 @@ import pandas as pd
 from mlflow_relabel_audit.analyses.findings import Finding
 from mlflow_relabel_audit.analyses.foldout import SPARSE_FLOP, class_weights, refit
 from mlflow_relabel_audit.curvature import StationaryPoint, factor
-from mlflow_relabel_audit.curvature.stationary import sigmoid
 from mlflow_relabel_audit.errors import RequestError
 from mlflow_relabel_audit.flips.order import estimate
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect
+from mlflow_relabel_audit.likelihood import sigmoid
 from mlflow_relabel_audit.problem import FloatArray, IntArray, Problem
 from mlflow_relabel_audit.rows import Rows
 
@@ -193,7 +193,7 @@ def _refitted(
 def _estimates(problem: Problem, rows: Rows, point: StationaryPoint, sample: Rows) -> FloatArray:
     """Estimated k of each sampled row, NaN where none was found."""
     effect = RelabelEffect.at(problem, rows, point)
-    found = [order.k_estimate for block in estimate(rows, point, effect, sample, problem.cut) for order in block.orders]
+    found = [order.k_estimate for block in estimate(rows, point, effect, sample, problem) for order in block.orders]
     k = np.array(found, dtype=np.float64)
     k[k == 0] = np.nan
     return k

@@ -11,11 +11,12 @@ import pandas as pd
 
 from mlflow_relabel_audit.analyses.checkpoint import Checkpoint
 from mlflow_relabel_audit.curvature import StationaryPoint
-from mlflow_relabel_audit.curvature.stationary import sigmoid
 from mlflow_relabel_audit.errors import RequestError
-from mlflow_relabel_audit.flips.adaptive import shrink
+from mlflow_relabel_audit.flips.asked import Asked
 from mlflow_relabel_audit.flips.certificate import Certificate
-from mlflow_relabel_audit.flips.order import EstimateBlock, estimate, response_error
+from mlflow_relabel_audit.flips.closest import estimated_closest, least_by_owner, search_closest
+from mlflow_relabel_audit.flips.order import EstimateBlock, estimate, response_error, responses_of
+from mlflow_relabel_audit.flips.plain_certificate import plain_lower_bounds
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect
 from mlflow_relabel_audit.flips.search import UNVERIFIED, VERIFIED, FlipSet, SearchCost, VerifiedSearch
 from mlflow_relabel_audit.problem import FloatArray, IntArray, Problem
@@ -36,8 +37,9 @@ class RobustnessResult:
     Attributes
     ----------
     predictions : DataFrame
-        a row per prediction: row_id, label, predicted, probability (of the positive class), margin, k_paper,
-        k_estimate, k, k_lower (Int64, missing where there is none), fraction (k / n), status, correct.
+        a row per prediction: row_id, label, predicted, probability (of the positive class of two, of the predicted one
+        of more), margin, k_paper, k_estimate, k, k_lower (Int64, missing where there is none), fraction (k / n),
+        status, correct; and flips_to, the class it flips to, of more than two.
     flip_sets : DataFrame
         a row per label of a flip set: row_id, rank (from 1), train_id, train_label, new_label, influence (signed
         first-order move of the margin). Without verification the sets are those of ``k_estimate``.
@@ -67,6 +69,7 @@ class Fitted:
     row_norms: FloatArray = field(repr=False)
     train_ids: Any = field(repr=False)
     certificate: Certificate | None = field(default=None, repr=False)
+    certified: bool = False
 
 
 def robustness(
@@ -139,7 +142,7 @@ def robustness(
         flip_sets.append(part[1])
         report(len(part[0]))
     stopped = False
-    estimates = estimate(rows, point, fitted.effect, evaluation, problem.cut, first=done)
+    estimates = estimate(rows, point, fitted.effect, evaluation, problem, first=done)
     wide = searcher.width if verify and not searcher.keeps else 1
     for block, lower in _together(_certified(fitted, estimates), wide):
         if deadline is not None and deadline():
@@ -147,14 +150,14 @@ def robustness(
             break
         span = slice(block.start, block.stop)
         if verify:
-            found = searcher.run(block, keep_theta=search == "adaptive", progress=report)
-            if search == "adaptive":
-                found = shrink(searcher, fitted.effect, block, found)
+            found, chosen = search_closest(searcher, block, adaptive=search == "adaptive", progress=report)
         else:
-            found = [_unverified(order.index, order.influence, order.k_estimate) for order in block.orders]
+            found, chosen = estimated_closest(block)
             report(len(found))
-        predictions.append(_prediction_frame(fitted, block, found, lower, ids[span], truth[span], verify))
-        flip_sets.append(_flip_frame(fitted, block, found, ids[span]))
+        answer = block if len(chosen) == len(block.orders) else block.only(chosen)
+        least = least_by_owner(block, lower)
+        predictions.append(_prediction_frame(fitted, answer, found, least, ids[span], truth[span]))
+        flip_sets.append(_flip_frame(fitted, answer, found, ids[span]))
         if checkpoint is not None:
             checkpoint.add(len(predictions) - 1, predictions[-1], flip_sets[-1])
     table = pd.concat(predictions, ignore_index=True) if predictions else _empty_predictions(fitted, ids, truth)
@@ -168,13 +171,13 @@ def _certified(fitted: Fitted, blocks: Iterator[EstimateBlock]) -> Iterator[tupl
     square_norms = None if certificate is None else fitted.rows.square_norms()
     for block in blocks:
         lower: IntArray = np.ones(len(block.orders), dtype=np.int64)
-        if certificate is not None and square_norms is not None and block.response is not None:
-            lower = certificate.lower_bounds(
-                block.margin,
-                block.response,
-                response_error(fitted.rows, block.direction, square_norms),
-                np.sqrt(np.maximum(np.einsum("ij,ij->j", block.rows, block.direction), 0.0)),
-            )
+        if fitted.rows.outputs > 1:
+            lower = plain_lower_bounds(block, fitted.effect, fitted.row_norms)
+        elif certificate is not None and square_norms is not None:
+            norms = np.sqrt(np.maximum(np.einsum("ij,ij->j", block.targets, block.direction), 0.0))
+            for some, response in responses_of(fitted.rows, block):
+                error = response_error(fitted.rows, block.direction[:, some], square_norms)
+                lower[some] = certificate.lower_bounds(block.margin[some], response[:, 0], error, norms[some])
         yield block, lower
 
 
@@ -233,10 +236,6 @@ def summarise(predictions: pd.DataFrame) -> dict[str, float]:
     return metrics
 
 
-def _unverified(index: IntArray, influence: FloatArray, k: int) -> FlipSet:
-    return FlipSet(index[:k], influence[:k], UNVERIFIED, np.nan)
-
-
 def _counts(values: Any) -> pd.api.extensions.ExtensionArray:
     """Nullable counts, 0 meaning there is none."""
     whole = np.asarray(values, dtype=np.int64)
@@ -244,7 +243,7 @@ def _counts(values: Any) -> pd.api.extensions.ExtensionArray:
 
 
 def _classes(problem: Problem, positive: Any) -> Any:
-    """Class labels for 0/1 values; missing where NaN."""
+    """Class labels for codes; missing where NaN."""
     values = np.asarray(positive, dtype=np.float64)
     known = ~np.isnan(values)
     labels = np.asarray(problem.classes)[np.where(known, values, 0.0).astype(np.intp)]
@@ -261,53 +260,54 @@ def _prediction_frame(
     lower: IntArray,
     ids: Any,
     truth: FloatArray,
-    verify: bool,
 ) -> pd.DataFrame:
-    problem, n = fitted.problem, fitted.rows.n
-    positive = block.margin > 0
+    problem, n, predicted = fitted.problem, fitted.rows.n, block.asked.predicted
     size = np.array([item.k if item.status == VERIFIED else 0 for item in found], dtype=np.int64)
     k = _counts(size)
-    correct = pd.arrays.BooleanArray(positive == (truth > 0.5), np.isnan(truth))
+    correct = pd.arrays.BooleanArray(predicted == truth, np.isnan(truth))
+    several = {"flips_to": _classes(problem, block.asked.wanted)} if problem.outputs > 1 else {}
     return pd.DataFrame(
         {
             "row_id": ids,
             "label": _classes(problem, truth),
-            "predicted": _classes(problem, positive),
-            "probability": sigmoid(block.margin + problem.cut),
+            "predicted": _classes(problem, predicted),
+            "probability": block.asked.probability,
             "margin": block.margin,
             "k_paper": _counts([order.k_paper for order in block.orders]),
             "k_estimate": _counts([order.k_estimate for order in block.orders]),
             "k": k,
-            "k_lower": pd.arrays.IntegerArray(lower.astype(np.int64), np.full(len(lower), fitted.certificate is None)),
+            "k_lower": pd.arrays.IntegerArray(lower.astype(np.int64), np.full(len(lower), not fitted.certified)),
             "fraction": np.where(size > 0, size / n, np.nan),
             "status": [item.status for item in found],
             "correct": correct,
+            **several,
         }
     )
 
 
 def _flip_frame(fitted: Fitted, block: EstimateBlock, found: list[FlipSet], ids: Any) -> pd.DataFrame:
     sizes = np.array([item.k for item in found], dtype=np.int64)
-    index = np.concatenate([item.index for item in found]).astype(np.intp) if len(found) else np.zeros(0, dtype=np.intp)
+    index = np.concatenate([item.index for item in found]).astype(np.intp)
+    label = np.concatenate([item.change.label for item in found])
     influence = np.concatenate([item.influence for item in found])
-    y = fitted.rows.y[index]
     ranks = np.arange(len(index)) - np.repeat(np.cumsum(sizes) - sizes, sizes) + 1
     return pd.DataFrame(
         {
             "row_id": np.repeat(np.asarray(ids), sizes),
             "rank": ranks,
             "train_id": np.asarray(fitted.train_ids)[index],
-            "train_label": _classes(fitted.problem, y),
-            "new_label": _classes(fitted.problem, 1.0 - y),
+            "train_label": _classes(fitted.problem, fitted.rows.y[index]),
+            "new_label": _classes(fitted.problem, label),
             "influence": influence * np.repeat(block.toward, sizes),
         }
     )
 
 
 def _empty_predictions(fitted: Fitted, ids: Any, truth: FloatArray) -> pd.DataFrame:
-    nothing = np.zeros((fitted.rows.p, 0))
-    block = EstimateBlock(0, 0, nothing, np.zeros(0), nothing, np.zeros((0, fitted.rows.n)), np.zeros(0), [])
-    return _prediction_frame(fitted, block, [], np.zeros(0, dtype=np.int64), ids[:0], truth[:0], False)
+    nothing, none = np.zeros((fitted.rows.p, 0)), np.zeros(0, dtype=np.intp)
+    asked = Asked(none, none, none, nothing, np.zeros(0), np.zeros(0), np.zeros(0))
+    block = EstimateBlock(0, 0, asked, nothing, None, [])
+    return _prediction_frame(fitted, block, [], np.zeros(0, dtype=np.int64), ids[:0], truth[:0])
 
 
 def _empty_flip_sets(fitted: Fitted, ids: Any) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import numpy as np
 from scipy.linalg import LinAlgError, cholesky, lapack
@@ -13,6 +13,8 @@ from mlflow_relabel_audit.rows import Rows
 
 MAX_CONDITION = 1e14
 """Reciprocal of the smallest relative pivot that float64 still tells from zero."""
+SAFE_CONDITION = 1e8
+"""Condition up to which products with the inverse stand for solves."""
 
 
 class Curvature(Protocol):
@@ -27,11 +29,18 @@ class Curvature(Protocol):
         preconditioned H for cg).
     p : int
         order of H.
+    order : int
+        order of the dense matrix that is held, 0 where there is none.
     """
 
-    kind: ClassVar[str]
     condition: float
     p: int
+    order: int
+
+    @property
+    def kind(self) -> str:
+        """See above."""
+        ...
 
     @property
     def sparse_quick(self) -> bool:

@@ -18,6 +18,7 @@ class ConjugateCurvature:
     """H by its products ``X' (d * (X v)) + R v``; nothing of order p x p or n x n is formed."""
 
     kind: ClassVar[str] = "cg"
+    order: int = 0
     sparse_quick: ClassVar[bool] = False
 
     def __init__(self, rows: Rows, diagonal: FloatArray, penalty: FloatArray, condition: float = np.nan) -> None:
@@ -26,7 +27,7 @@ class ConjugateCurvature:
         self._rows = rows
         self._diagonal = diagonal
         self._penalty = penalty
-        self._jacobi = rows.column_squares(diagonal) + penalty
+        self._jacobi = self._column_squares() + penalty
         if np.any(self._jacobi <= 0):
             raise singular("a column is zero and has no penalty")
 
@@ -45,10 +46,13 @@ class ConjugateCurvature:
             raise singular(f"condition number {curvature.condition:.1e}")
         return curvature
 
+    def _column_squares(self) -> FloatArray:
+        """Diagonal of H without R, shape (p,)."""
+        return self._rows.column_squares(self._diagonal)
+
     def product(self, right: FloatArray) -> FloatArray:
         """``H right``, shape (p, B)."""
-        pulled = self._rows.pull(self._diagonal[:, None] * self._rows.margins(right))
-        return np.asarray(pulled + self._penalty[:, None] * right)
+        return np.asarray(self._rows.normal(self._diagonal, right) + self._penalty[:, None] * right)
 
     def solve(self, right: FloatArray) -> FloatArray:
         """``H^-1 right``, shape (p,) or (p, B), to a relative residual of 1e-11.

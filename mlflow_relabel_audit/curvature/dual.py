@@ -33,6 +33,7 @@ class DualCurvature:
         self.lower = lower
         self.condition = condition
         self.p = rows.p
+        self.order = len(lower)
         self._rows = rows
         self._root = np.sqrt(diagonal)
         self._penalty = penalty

@@ -23,7 +23,9 @@ Stored = Path | Callable[[str], Path | None]
 def fingerprint(problem: Problem, rows: Rows) -> str:
     """SHA-256 of the model's coefficients and objective, the training rows, and the package version."""
     digest = hashlib.sha256(f"mlflow-relabel-audit {__version__}".encode())
-    digest.update(repr((problem.classes, problem.class_weight, rows.intercept, rows.n, rows.p)).encode())
+    digest.update(
+        repr((problem.classes, problem.class_weight, problem.likelihood, rows.intercept, rows.n, rows.p)).encode()
+    )
     for part in (problem.theta, problem.penalty, rows.y, rows.base_weight):
         digest.update(np.ascontiguousarray(part).data)
     for block in rows.digests():

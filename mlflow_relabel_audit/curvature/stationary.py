@@ -54,16 +54,18 @@ class StationaryPoint:
     Attributes
     ----------
     theta : ndarray of shape (p,)
-    margin : ndarray of shape (n,)
-        z_i = x_i . theta.
-    probability : ndarray of shape (n,)
-        sigma(z_i).
-    weight : ndarray of shape (n,)
+    margin : ndarray of shape (n M,)
+        z_i = x_i . theta_m of every row and output; with two classes, one per row.
+    probability : ndarray of shape (n M,)
+        of the class of each output.
+    weight : ndarray of shape (n M,)
         s_i, class weights included.
-    diagonal : ndarray of shape (n,)
-        d_i = s_i sigma(z_i) sigma(-z_i).
+    diagonal : ndarray of shape (n M,)
+        curvature weights c: d_i = s_i sigma(z_i) sigma(-z_i) with two classes (see `likelihood`).
     curvature : Curvature
     stationarity : Stationarity
+    outputs : int
+        M.
     """
 
     theta: FloatArray
@@ -73,25 +75,20 @@ class StationaryPoint:
     diagonal: FloatArray = field(repr=False)
     curvature: Curvature = field(repr=False)
     stationarity: Stationarity
-
-
-def sigmoid(margin: FloatArray) -> FloatArray:
-    """``1 / (1 + exp(-margin))``, without overflow, by the vectorised tanh."""
-    out = np.tanh(0.5 * margin)
-    out += 1.0
-    out *= 0.5
-    return np.asarray(out)
+    outputs: int = 1
 
 
 def row_weights(problem: Problem, rows: Rows) -> FloatArray:
-    """Weights s_i with the class weights at the given labels, shape (n,)."""
-    by_class = problem.class_weight.at(rows.base_weight @ rows.y, float(rows.base_weight.sum()))
-    return rows.base_weight * np.where(rows.y > 0.5, by_class[1], by_class[0])
+    """Weights s_i with the class weights at the given labels, of every row and output, shape (n M,)."""
+    likelihood = problem.likelihood
+    counts = likelihood.counts(rows.base_weight, rows.y)
+    by_class = likelihood.class_weights(problem.class_weight, counts, float(rows.base_weight.sum()))
+    return likelihood.weights(rows.base_weight, by_class[..., None], rows.y)[:, 0]
 
 
 def objective(problem: Problem, rows: Rows, weight: FloatArray, theta: FloatArray, margin: FloatArray) -> float:
     """F(theta), the sum of weighted log-losses plus half the penalty."""
-    loss = np.logaddexp(0.0, margin) - rows.y * margin
+    loss = problem.likelihood.loss(margin, rows.y)
     return float(weight @ loss + 0.5 * theta @ (problem.penalty * theta))
 
 
@@ -129,10 +126,10 @@ def find_stationary_point(
         candidate = _State.at(problem, rows, weight, start)
         if float(candidate.gradient @ curvature.solve(candidate.gradient)) <= 1e4 * STATIONARY:
             stored = candidate
-    form = kind or choose_kind(rows, problem.penalty)
+    form = kind or choose_kind(rows, problem.penalty, coupled=problem.likelihood.coupled)
     here = curvature if stored is not None and curvature is not None else None
     if here is None:
-        here = _for_steps(rows, logged.diagonal, problem.penalty, form)
+        here = _for_steps(problem, rows, logged.diagonal, form)
     gap = 0.5 * float(logged.gradient @ here.solve(logged.gradient))
     relative = gap / max(logged.value, np.finfo(float).tiny)
     if not relative <= REFUSE_GAP:
@@ -148,7 +145,7 @@ def find_stationary_point(
     residual = math.sqrt(max(float(state.gradient @ here.solve(state.gradient)), 0.0))
     polished = not np.array_equal(state.theta, problem.theta)
     report = Stationarity(gap, relative, residual, polished=polished, steps=steps)
-    return StationaryPoint(state.theta, state.margin, state.probability, weight, state.diagonal, here, report)
+    return _point(problem, state, weight, here, report)
 
 
 def refit(problem: Problem, rows: Rows, theta: FloatArray, kind: str | None = None) -> StationaryPoint:
@@ -161,12 +158,12 @@ def refit(problem: Problem, rows: Rows, theta: FloatArray, kind: str | None = No
     """
     weight = row_weights(problem, rows)
     first = _State.at(problem, rows, weight, theta)
-    form = kind or choose_kind(rows, problem.penalty)
-    here = _for_steps(rows, first.diagonal, problem.penalty, form)
+    form = kind or choose_kind(rows, problem.penalty, coupled=problem.likelihood.coupled)
+    here = _for_steps(problem, rows, first.diagonal, form)
     state, here, steps = _minimise(problem, rows, weight, first, here, form)
     residual = math.sqrt(max(float(state.gradient @ here.solve(state.gradient)), 0.0))
     report = Stationarity(np.nan, np.nan, residual, polished=True, steps=steps)
-    return StationaryPoint(state.theta, state.margin, state.probability, weight, state.diagonal, here, report)
+    return _point(problem, state, weight, here, report)
 
 
 @dataclass(frozen=True)
@@ -183,10 +180,19 @@ class _State:
     @classmethod
     def at(cls, problem: Problem, rows: Rows, weight: FloatArray, theta: FloatArray) -> _State:
         margin = rows.margins(theta)
-        probability = sigmoid(margin)
-        gradient = rows.pull(weight * (probability - rows.y)) + problem.penalty * theta
-        diagonal = weight * probability * sigmoid(-margin)
+        likelihood = problem.likelihood
+        probability = likelihood.probability(margin)
+        gradient = rows.pull(weight * (probability - likelihood.targets(rows.y))) + problem.penalty * theta
+        diagonal = likelihood.curvature(probability, weight, margin)
         return cls(theta, margin, probability, diagonal, gradient, objective(problem, rows, weight, theta, margin))
+
+
+def _point(
+    problem: Problem, state: _State, weight: FloatArray, here: Curvature, report: Stationarity
+) -> StationaryPoint:
+    return StationaryPoint(
+        state.theta, state.margin, state.probability, weight, state.diagonal, here, report, problem.outputs
+    )
 
 
 def _minimise(
@@ -220,21 +226,25 @@ def _minimise(
         state, decrement, direction = trial, trial_decrement, trial_direction
         steps += 1
         if slow and decrement > STATIONARY:
-            here = factor(rows, state.diagonal, problem.penalty, here.kind)
+            here = _factored(problem, rows, state.diagonal, here.kind)
             direction = here.solve(state.gradient)
             decrement = float(state.gradient @ direction)
     if steps or here.kind != form:
-        here = factor(rows, state.diagonal, problem.penalty, form)
+        here = _factored(problem, rows, state.diagonal, form)
     return state, here, steps
 
 
-def _for_steps(rows: Rows, diagonal: FloatArray, penalty: FloatArray, form: str) -> Curvature:
+def _factored(problem: Problem, rows: Rows, diagonal: FloatArray, form: str) -> Curvature:
+    return factor(rows, diagonal, problem.penalty, form, coupled=problem.likelihood.coupled)
+
+
+def _for_steps(problem: Problem, rows: Rows, diagonal: FloatArray, form: str) -> Curvature:
     """H for the steps to the minimiser: products alone where sparse rows are well conditioned, else ``form``."""
     if rows.sparse and form != "cg":
         try:
-            products = factor(rows, diagonal, penalty, "cg")
+            products = _factored(problem, rows, diagonal, "cg")
         except SingularHessianError:
-            return factor(rows, diagonal, penalty, form)
+            return _factored(problem, rows, diagonal, form)
         if products.condition < EASY_CONDITION:
             return products
-    return factor(rows, diagonal, penalty, form)
+    return _factored(problem, rows, diagonal, form)

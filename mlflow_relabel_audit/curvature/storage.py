@@ -16,8 +16,11 @@ import numpy as np
 
 from mlflow_relabel_audit.curvature.base import Curvature
 from mlflow_relabel_audit.curvature.conjugate import ConjugateCurvature
+from mlflow_relabel_audit.curvature.coupled import CoupledConjugate, CoupledCurvature
 from mlflow_relabel_audit.curvature.dual import DualCurvature
 from mlflow_relabel_audit.curvature.primal import PrimalCurvature
+from mlflow_relabel_audit.curvature.separate import SeparateCurvature
+from mlflow_relabel_audit.curvature.sparse import SparsePrimalCurvature
 from mlflow_relabel_audit.curvature.stationary import StationaryPoint
 from mlflow_relabel_audit.errors import StaleCurvatureError
 from mlflow_relabel_audit.problem import FloatArray, Problem
@@ -46,8 +49,9 @@ def save_hessian(point: StationaryPoint, directory: Path, fingerprint: str, *, l
     """
     arrays: dict[str, FloatArray] = {"theta": point.theta}
     kind: str = point.curvature.kind
-    order = point.curvature.p if kind == "primal" else len(point.diagonal)
-    stored = kind == "cg" or 4 * order * (order + 1) <= limit
+    order = point.curvature.order
+    parts = 1 if order == point.curvature.p else point.outputs
+    stored = kind == "cg" or 4 * parts * order * (order + 1) <= limit
     arrays |= point.curvature.arrays() if stored else {"diagonal": point.diagonal}
     path = directory / ARRAYS
     np.savez(path, **arrays)  # type: ignore[arg-type]
@@ -57,7 +61,8 @@ def save_hessian(point: StationaryPoint, directory: Path, fingerprint: str, *, l
         "kind": kind,
         "factor_stored": stored,
         "condition": point.curvature.condition,
-        "rows": len(point.diagonal),
+        "rows": len(point.diagonal) // point.outputs,
+        "outputs": point.outputs,
         "coordinates": len(point.theta),
         "note": "packed lower triangle, row by row" if stored and kind != "cg" else "weights for products with H",
         "sha256": _digest(path),
@@ -102,13 +107,31 @@ def load_hessian(
 
 
 def _restore(facts: dict[str, Any], arrays: dict[str, FloatArray], problem: Problem, rows: Rows) -> Curvature:
-    kind, condition = facts["kind"], float(facts["condition"])
+    kind, condition, penalty = facts["kind"], float(facts["condition"]), problem.penalty
+    if problem.likelihood.coupled:
+        if kind == "primal":
+            return CoupledCurvature.restore(arrays["packed"], rows.p, condition)
+        return CoupledConjugate(rows, arrays["diagonal"], penalty, condition)
+    if rows.outputs > 1:
+        single, parts = rows.of_one_output(), []
+        for m, own in enumerate(penalty.reshape(rows.outputs, -1)):
+            mine = {name.removeprefix(f"{m}_"): value for name, value in arrays.items() if name.startswith(f"{m}_")}
+            parts.append(_restore_output(kind, condition, mine, own, single))
+        return SeparateCurvature(parts)
+    return _restore_output(kind, condition, arrays, penalty, rows)
+
+
+def _restore_output(
+    kind: str, condition: float, arrays: dict[str, FloatArray], penalty: FloatArray, rows: Rows
+) -> Curvature:
+    if kind == "primal" and "order" in arrays:
+        return SparsePrimalCurvature.restore(arrays, condition)
     if kind == "primal":
         return PrimalCurvature.restore(arrays["packed"], rows.p, condition)
     if kind == "dual":
-        return DualCurvature.restore(arrays["packed"], arrays["diagonal"], condition, rows, problem.penalty)
+        return DualCurvature.restore(arrays["packed"], arrays["diagonal"], condition, rows, penalty)
     if kind == "cg":
-        return ConjugateCurvature(rows, arrays["diagonal"], problem.penalty, condition)
+        return ConjugateCurvature(rows, arrays["diagonal"], penalty, condition)
     raise StaleCurvatureError(f"stored Hessian: unknown form {kind!r}; it is computed again")
 
 

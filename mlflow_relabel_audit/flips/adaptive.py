@@ -11,9 +11,8 @@ import dataclasses
 
 import numpy as np
 
-from mlflow_relabel_audit.curvature.stationary import sigmoid
 from mlflow_relabel_audit.flips.order import EstimateBlock, InfluenceOrder
-from mlflow_relabel_audit.flips.relabelling import RelabelEffect
+from mlflow_relabel_audit.flips.relabelling import RelabelEffect, Relabelling
 from mlflow_relabel_audit.flips.search import VERIFIED, FlipSet, VerifiedSearch
 from mlflow_relabel_audit.problem import FloatArray, IntArray
 
@@ -73,30 +72,36 @@ def _rank_again(
 ) -> list[InfluenceOrder]:
     rows, point = searcher.rows, searcher.point
     theta = np.stack([found[t].theta for t in group], axis=1)
-    probability = sigmoid(rows.margins(theta))
-    curvature = probability * (1.0 - probability) * point.weight[:, None]
-    direction = _solve_at(searcher, curvature, block.rows[:, group], block.direction[:, group])
+    likelihood = searcher.problem.likelihood
+    probability = likelihood.probability(rows.margins(theta))
+    curvature = np.empty(probability.shape)
+    likelihood.fill_curvature(probability, point.weight[:, None], curvature)
+    direction = _solve_at(searcher, curvature, block.targets[:, group], block.direction[:, group])
     mean = 0.5 * (direction + block.direction[:, group]) * block.toward[group]
-    gains = rows.margins(mean) * -effect.coefficient[:, None] - np.outer(effect.count, effect.shared @ mean)
+    response = rows.margins(mean).reshape(rows.n, rows.outputs, -1).transpose(2, 1, 0)
+    gain, along, shift = effect.gain, effect.along(np.float64), effect.shift(mean)
+    gains = gain.best(along, response, shift)
     orders = []
     for column, t in enumerate(group):
         size = min(rows.n, found[t].k + 1)
-        head = np.argpartition(-gains[:, column], size - 1)[:size]
+        head = np.argpartition(-gains[column], size - 1)[:size]
         head = np.sort(head)
-        ranked = head[np.argsort(-gains[head, column], kind="stable")]
-        ranked = ranked[gains[ranked, column] > 0]
-        first = block.orders[t]
-        orders.append(InfluenceOrder(ranked, gains[ranked, column], np.inf, first.k_estimate, first.k_paper))
+        ranked = head[np.argsort(-gains[column, head], kind="stable")]
+        ranked = ranked[gains[column, ranked] > 0]
+        few, own = effect.among(ranked), response[column : column + 1, :, ranked]
+        label = gain.labels(few.along(np.float64), own, shift[column : column + 1], few.label)[0]
+        first, change = block.orders[t], Relabelling(ranked, label)
+        orders.append(InfluenceOrder(change, gains[column, ranked], np.inf, first.k_estimate, first.k_paper))
     return orders
 
 
 def _solve_at(searcher: VerifiedSearch, curvature: FloatArray, right: FloatArray, start: FloatArray) -> FloatArray:
     """Solve with each column's own Hessian by conjugate gradients, the cached factor as preconditioner."""
-    rows, penalty = searcher.rows, searcher.problem.penalty[:, None]
+    rows, penalty, likelihood = searcher.rows, searcher.problem.penalty[:, None], searcher.problem.likelihood
     solve = searcher.point.curvature.solve
 
     def image(columns: FloatArray) -> FloatArray:
-        return rows.pull(curvature * rows.margins(columns)) + penalty * columns
+        return rows.pull(likelihood.product(curvature, rows.margins(columns))) + penalty * columns
 
     solution = start.copy()
     residual = right - image(solution)

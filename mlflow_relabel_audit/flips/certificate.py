@@ -227,7 +227,7 @@ class Certificate:
             weight=point.weight,
             load=load,
             base=rows.base_weight,
-            by_class=weights.fixed,
+            by_class=(weights.fixed[0], weights.fixed[1]),
             norm=norms,
             residual=terms.residual,
         )

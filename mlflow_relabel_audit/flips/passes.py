@@ -4,17 +4,21 @@ A pass needs, for every row and column, the margin z, its image along the descen
 the response and the reference weight. Where they fit in memory they are kept beside the rows between passes
 (`Kept`); where they do not, or the rows are in other processes, every pass computes them anew from the columns'
 coefficients, by one wider product.
+
+Coefficients come side by side, shape (coordinates, M B), the B columns of each of M outputs next to one another, so
+that a product of shape (rows, M B) is also one of shape (rows M, B): a line for every row and output (`likelihood`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from mlflow_relabel_audit.curvature.stationary import sigmoid
 from mlflow_relabel_audit.flips.reference import SPECTRAL_LEVELS
+from mlflow_relabel_audit.likelihood import Likelihood
 from mlflow_relabel_audit.problem import FloatArray, IntArray
 from mlflow_relabel_audit.rows import RowBlock
 
@@ -23,7 +27,7 @@ BYTES = 36
 
 
 class Kept:
-    """What is kept beside the rows for each of B columns, every array of shape (n, B)."""
+    """What is kept beside the rows for each of B columns, every array of shape (n M, B)."""
 
     NAMES = ("z", "image", "curvature", "response", "reference")
 
@@ -34,13 +38,13 @@ class Kept:
         self.response, self.reference = response, reference
 
     @classmethod
-    def empty(cls, n: int, width: int) -> Kept:
-        """Zeros; the response, an upper bound, in float32."""
-        z, image, curvature, reference = (np.zeros((n, width)) for _ in range(4))
-        return cls(z, image, curvature, np.zeros((n, width), dtype=np.float32), reference)
+    def empty(cls, lines: int, width: int, precision: type[np.floating[Any]]) -> Kept:
+        """Zeros; the response in ``precision``."""
+        z, image, curvature, reference = (np.zeros((lines, width)) for _ in range(4))
+        return cls(z, image, curvature, np.zeros((lines, width), dtype=precision), reference)
 
     def part(self, start: int, stop: int) -> Kept:
-        """The rows ``start:stop``, sharing memory."""
+        """The lines ``start:stop``, sharing memory."""
         return Kept(*(getattr(self, name)[start:stop] for name in self.NAMES))
 
     def columns(self, slots: IntArray) -> Kept:
@@ -57,7 +61,7 @@ class Cells:
     value: FloatArray
 
     @classmethod
-    def of(cls, index: list[IntArray], value: list[FloatArray] | None = None) -> Cells:
+    def of(cls, index: Sequence[IntArray], value: Sequence[FloatArray] | None = None) -> Cells:
         """One list item per column: its rows and, where there are any, their values."""
         row = np.concatenate([np.zeros(0, dtype=np.int64), *index])
         column = np.repeat(np.arange(len(index)), [len(part) for part in index])
@@ -85,19 +89,29 @@ class Weighing:
 
     Attributes
     ----------
-    by_class : ndarray of shape (2, B)
+    likelihood : Separate or Coupled
+    by_class : ndarray of shape (2, M, B) or (K, 1, B)
         class weights under each column's relabelled set.
     balanced : bool
         whether they differ between columns.
     """
 
+    likelihood: Likelihood
     by_class: FloatArray
     balanced: bool
+
+    def among(self, slots: IntArray) -> Weighing:
+        """Of these columns."""
+        return Weighing(self.likelihood, self.by_class[..., slots], self.balanced)
+
+    def lines(self, within: slice) -> slice:
+        """The lines of some rows, one for every output."""
+        return slice(within.start * self.likelihood.outputs, within.stop * self.likelihood.outputs)
 
 
 @dataclass(frozen=True)
 class OwnCells:
-    """What one block is told beside its rows: the relabelled cells, own reference weights, what is kept."""
+    """What one block is told beside its rows: relabelled cells and their labels, own references, what is kept."""
 
     relabelled: Cells
     reference: Cells
@@ -113,21 +127,21 @@ def residual(
     relabelled: Cells,
     curvature: FloatArray,
 ) -> FloatArray:
-    """``s (sigma(z) - y)`` under each column's labels; fills ``curvature`` with ``s sigma(z) sigma(-z)``."""
-    by_class = weighing.by_class
-    weights = base[:, None] * by_class[y.astype(np.intp)] if weighing.balanced else weight[:, None]
-    probability = sigmoid(z)
-    out = probability - y[:, None]
+    """``s (p - y)`` under each column's labels, shape (rows M, B); fills ``curvature`` with c (see `likelihood`)."""
+    likelihood, by_class = weighing.likelihood, weighing.by_class
+    weights = likelihood.weights(base, by_class, y) if weighing.balanced else weight[:, None]
+    probability = likelihood.probability(z)
+    out = probability - likelihood.targets(y)[:, None]
     out *= weights
-    np.multiply(probability, 1.0 - probability, out=curvature)
-    curvature *= weights
-    where, column = relabelled.row, relabelled.column
+    likelihood.fill_curvature(probability, weights, curvature)
+    where, column, label = relabelled.row, relabelled.column, relabelled.value
     if where.size:
-        flipped = 1.0 - y[where]
-        own = base[where] * by_class[flipped.astype(np.intp), column]
-        at = probability[where, column]
-        out[where, column] = own * (at - flipped)
-        curvature[where, column] = own * at * (1.0 - at)
+        outputs = likelihood.outputs
+        lines, across = where[:, None] * outputs + np.arange(outputs), column[:, None]
+        own = likelihood.cell_weights(base[where], by_class, label, column)
+        at = probability[lines, across]
+        out[lines, across] = own * (at - likelihood.targets(label).reshape(at.shape))
+        curvature[lines, across] = likelihood.curvature(at, own)
     return np.asarray(out)
 
 
@@ -146,30 +160,33 @@ def evaluate(
 ) -> tuple[FloatArray, ...]:
     """Gradient of the loss, and the sums of the sign proof, at ``theta``.
 
-    What is kept is moved by ``step`` times its image first. Returns the pull of the residual (p, B); Q and C (B,);
-    what the curvature falls short of each spectral level (levels, B); the least ratio of curvatures (B,).
+    What is kept is moved by ``step`` times its image first. Returns the pull of the residual, side by side; Q and C
+    (B,); what the curvature falls short of each spectral level (levels, B); the least ratio of curvatures (B,).
     """
-    width, kept = theta.shape[1], own.kept
+    width, kept = theta.shape[1] // weighing.likelihood.outputs, own.kept
     gradient = np.zeros(theta.shape)
     q, c = np.zeros(width), np.zeros(width)
     least = np.ones(width)
     short = np.zeros((len(SPECTRAL_LEVELS), width))
     both = None if kept is not None else np.concatenate([theta, u], axis=1)
-    for within, piece in block.pieces(block.piece_length(3 * width)):
+    for within, piece in block.pieces(block.piece_length(3 * theta.shape[1])):
+        lines = weighing.lines(within)
         if kept is not None:
-            z, curvature = kept.z[within], kept.curvature[within]
-            response, reference = kept.response[within], kept.reference[within]
+            z, curvature = kept.z[lines], kept.curvature[lines]
+            response, reference = kept.response[lines], kept.reference[lines]
             if step is not None:
-                z += step * kept.image[within]
+                z += step * kept.image[lines]
         else:
             assert both is not None
             product = piece.margins(both)
-            z, response = product[:, :width], np.abs(product[:, width:])
+            z = product[:, : theta.shape[1]].reshape(-1, width)
+            response = product[:, theta.shape[1] :].reshape(-1, width)
             curvature = np.empty(z.shape)
-            reference = _reference(fitted[within], own.reference.part(within.start, within.stop), width)
+            reference = _reference(fitted[within].ravel(), own.reference.part(lines.start, lines.stop), width)
         cells = own.relabelled.part(within.start, within.stop)
-        gradient += piece.pull(residual(z, y[within], base[within], weight[within], weighing, cells, curvature))
-        _prove_sums(curvature, reference, response, squares[within], q, c, least, short)
+        here = residual(z, y[within], base[within], weight[within].ravel(), weighing, cells, curvature)
+        gradient += piece.pull(here.reshape(-1, theta.shape[1]))
+        _prove_sums(weighing.likelihood, curvature, reference, response, squares[within].ravel(), q, c, least, short)
     return gradient, q, c, short, least
 
 
@@ -186,6 +203,7 @@ def _reference(fitted: FloatArray, own: Cells, width: int) -> FloatArray:
 
 
 def _prove_sums(
+    likelihood: Likelihood,
     curvature: FloatArray,
     reference: FloatArray,
     response: FloatArray,
@@ -195,14 +213,13 @@ def _prove_sums(
     least: FloatArray,
     short: FloatArray,
 ) -> None:
-    weighted = curvature * response
+    weighted = likelihood.product(curvature, response)
     c += np.einsum("ij,ij->j", weighted, response)
     ratio = np.divide(curvature, reference, out=np.ones_like(curvature), where=reference > 0)
     np.minimum(least, ratio.min(axis=0), out=least)
     for level, value in enumerate(SPECTRAL_LEVELS):
         short[level] += squares @ np.maximum(value * reference - curvature, 0.0)
-    away = reference - curvature
-    away *= response
+    away = likelihood.difference(reference, curvature, response)
     away *= away
     with np.errstate(over="ignore"):  # a row whose curvature is gone: nothing can be proved, and inf says so
         np.divide(away, np.maximum(curvature, np.finfo(float).tiny), out=weighted)
@@ -220,15 +237,15 @@ def bend(
     weighing: Weighing,
 ) -> tuple[FloatArray, FloatArray]:
     """Second derivative of the loss along the direction (B,), and the largest move of a row (B,)."""
-    width = theta.shape[1]
+    width = theta.shape[1] // weighing.likelihood.outputs
     total, longest = np.zeros(width), np.zeros(width)
-    for cells, within, image, z in _images(block, own, theta, direction, reuse=False):
+    for cells, within, image, z in _images(block, own, theta, direction, weighing, reuse=False):
         if own.kept is not None:
-            curvature = own.kept.curvature[within]
+            curvature = own.kept.curvature[weighing.lines(within)]
         else:
             curvature = np.empty(image.shape)
-            residual(z, y[within], base[within], weight[within], weighing, cells, curvature)
-        scaled = curvature * image
+            residual(z, y[within], base[within], weight[within].ravel(), weighing, cells, curvature)
+        scaled = weighing.likelihood.product(curvature, image)
         total += np.einsum("ij,ij->j", scaled, image)
         np.maximum(longest, np.abs(image).max(axis=0), out=longest)
     return total, longest
@@ -247,32 +264,39 @@ def slope(
     weighing: Weighing,
 ) -> tuple[FloatArray, FloatArray]:
     """First and second derivative of the loss of the columns ``slots`` at ``step`` along the direction, each (b,)."""
-    few = Weighing(weighing.by_class[:, slots], weighing.balanced)
+    few, outputs = weighing.among(slots), weighing.likelihood.outputs
+    width = theta.shape[1] // outputs
     first, second = np.zeros(len(slots)), np.zeros(len(slots))
-    chosen = OwnCells(own.relabelled.among(slots, theta.shape[1]), own.reference, own.kept)
+    chosen = OwnCells(own.relabelled.among(slots, width), own.reference, own.kept)
     if own.kept is None:
-        theta, direction, slots = theta[:, slots], direction[:, slots], np.arange(len(slots))
-    for cells, within, image, z in _images(block, chosen, theta, direction, reuse=True):
+        columns = (np.arange(outputs)[:, None] * width + slots).ravel()
+        theta, direction, slots = theta[:, columns], direction[:, columns], np.arange(len(slots))
+    for cells, within, image, z in _images(block, chosen, theta, direction, weighing, reuse=True):
         image, z = image[:, slots], z[:, slots]
         curvature = np.empty(image.shape)
-        here = residual(z + step * image, y[within], base[within], weight[within], few, cells, curvature)
+        place = z + step * image
+        here = residual(place, y[within], base[within], weight[within].ravel(), few, cells, curvature)
         first += np.einsum("ij,ij->j", here, image)
-        curvature *= image
-        second += np.einsum("ij,ij->j", curvature, image)
+        second += np.einsum("ij,ij->j", few.likelihood.product(curvature, image), image)
     return first, second
 
 
-def _images(block: RowBlock, own: OwnCells, theta: FloatArray, direction: FloatArray, *, reuse: bool) -> Any:
+def _images(
+    block: RowBlock, own: OwnCells, theta: FloatArray, direction: FloatArray, weighing: Weighing, *, reuse: bool
+) -> Any:
     """Yield each piece's relabelled cells, place, image along the direction and z."""
-    width, kept = theta.shape[1], own.kept
+    columns, kept = theta.shape[1], own.kept
+    width = columns // weighing.likelihood.outputs
     both = None if kept is not None else np.concatenate([direction, theta], axis=1)
-    for within, piece in block.pieces(block.piece_length(3 * width)):
-        cells = own.relabelled.part(within.start, within.stop)
+    for within, piece in block.pieces(block.piece_length(3 * columns)):
+        cells, lines = own.relabelled.part(within.start, within.stop), weighing.lines(within)
         if kept is None:
             assert both is not None
             product = piece.margins(both)
-            yield cells, within, product[:, :width], product[:, width:]
+            yield cells, within, product[:, :columns].reshape(-1, width), product[:, columns:].reshape(-1, width)
         elif reuse:
-            yield cells, within, kept.image[within], kept.z[within]
+            yield cells, within, kept.image[lines], kept.z[lines]
         else:
-            yield cells, within, piece.margins(direction, out=kept.image[within]), kept.z[within]
+            image = kept.image[lines]
+            piece.margins(direction, out=image.reshape(-1, columns))
+            yield cells, within, image, kept.z[lines]

@@ -1,4 +1,4 @@
-"""How a reference Hessian compares with another, and how long rows are under it (steps 1 and 2 of `refit`)."""
+"""How a reference Hessian compares with another, and how long rows are under it (steps 1 and 2 of `proof`)."""
 
 from __future__ import annotations
 
@@ -36,10 +36,12 @@ def largest_norm(rows: Rows, own: Curvature, squares: FloatArray, below: float, 
     """Bound of the largest row norm under ``own``, which is at least ``below`` times the shared reference.
 
     Exact for the ``count`` rows that are largest under the shared one, whose squared norms are ``squares``; the
-    others can grow by ``below^-1/2`` at most.
+    others, and all of several outputs, can grow by ``below^-1/2`` at most.
     """
     if count >= rows.n:
         return float(own.row_norms(rows).max())
+    if rows.outputs > 1:
+        return math.sqrt(float(squares.max()) / below) if below > 0 else np.inf
     order = np.argpartition(-squares, count - 1)
     columns = rows.columns(order[:count])
     exact = float(np.einsum("ij,ij->j", columns, own.solve(columns)).max())

@@ -8,30 +8,7 @@ of the training rows. The reference is H at the fitted point, shared by all; a c
 converges slowly is given its own, taken where it stands (`RefitBlock.refresh`), after which the steps are nearly
 Newton's.
 
-**The sign proof.** At theta let ``r = grad F_S(theta)``, ``delta = theta_S - theta``, ``d_i`` the curvature weights at
-theta and ``dbar_i = s_i (sigma(z_i + delta_i) - sigma(z_i)) / delta_i`` their secants, ``Hbar = X' diag(dbar) X + R``.
-Stationarity is the exact equation ``r + Hbar delta = 0``. Write H for the reference Hessian, d0 its weights,
-``h = max_i ||x_i||_{H^-1}`` and ``eps = ||r||_{H^-1}``.
-
-1. *Spectral bound.* ``X' diag(d) X + R >= kappa H`` with ``kappa = min(1, min_i d_i / d0_i)``, and also with
-   ``kappa = q - sum_i (q d0_i - d_i)_+ h_i^2`` for any q <= 1, because ``x_i x_i' <= h_i^2 H``. Under an own
-   reference that is at least kappa' times the shared one, ``h_i^2`` is at most the shared norm's over kappa'.
-2. *Localisation.* ``rho = max_i |delta_i|``. As sigma' falls at most by exp(-|s|) over a distance s,
-   ``dbar_i >= phi(rho) d_i`` with ``phi(rho) = (1 - exp(-rho)) / rho``, so ``Hbar >= phi(rho) kappa H`` and
-   ``|delta_i| <= h eps / (kappa phi(rho))``, that is ``1 - exp(-rho) <= a := h eps / kappa``. Where a < 1,
-   ``rho <= -log(1 - a)``; where not, nothing is claimed.
-3. *Goal-oriented bound.* For ``u = H^-1 x_t``: ``x_t . delta = -u . r + (x_t - Hbar u) . delta``, and
-   ``x_t - Hbar u = X' ((d0 - dbar) * (X u))``, so by Cauchy-Schwarz in the dbar-weighted product
-   ``|x_t . delta + u . r| <= sqrt(sum_i (d0_i - dbar_i)^2 response_i^2 / dbar_i) E``, ``E <= eps / sqrt(kappa phi)``.
-   With ``dbar = t d``, t in [phi(rho), phi(-rho)], the root is at most ``(sqrt(Q) + w sqrt(C)) / sqrt(phi)`` with
-   ``Q = sum (d0 - d)^2 response^2 / d``, ``C = sum d response^2``, ``w = phi(-rho) - 1``.
-4. *Plain bound.* ``|x_t . delta| <= ||x_t||_{H^-1} eps / (kappa phi)``.
-
-5. *Moves.* Relabelling one more row moves r by ``a_i x_i`` and so eps by ``|a_i| h_i`` at most: a sign may be proved
-   for a neighbouring k without solving with H again.
-
-The margin after the refit is thus known to within an interval from either bound; a sign is proved where one of
-them leaves zero outside. ``response`` may be any upper bound of ``|x_i . u|`` in 3, which absorbs its float32 rounding.
+When a sign is proved is told in `proof`.
 """
 
 from __future__ import annotations
@@ -42,11 +19,12 @@ from typing import Any
 import numpy as np
 
 from mlflow_relabel_audit.curvature import Curvature, StationaryPoint
-from mlflow_relabel_audit.curvature.primal import FEW
+from mlflow_relabel_audit.curvature.sparse import FEW
 from mlflow_relabel_audit.flips import passes
 from mlflow_relabel_audit.flips.passes import Cells, Kept, OwnCells, Weighing
+from mlflow_relabel_audit.flips.proof import Near, interval
 from mlflow_relabel_audit.flips.reference import EXACT_NORMS, LEAST_KAPPA, SPECTRAL_LEVELS, largest_norm, spectral_bound
-from mlflow_relabel_audit.flips.relabelling import RelabelEffect
+from mlflow_relabel_audit.flips.relabelling import RelabelEffect, Relabelling
 from mlflow_relabel_audit.problem import FloatArray, IntArray, Problem
 from mlflow_relabel_audit.rows import Join, Rows, Step
 
@@ -57,13 +35,13 @@ FLAT = 0.3
 """Share of the first slope at which the line search is content."""
 KEPT_BYTES = 2**28
 """What is kept beside the rows between passes at most; beyond that, passes compute it anew."""
-ROUNDING = 1e-10
-"""Relative slack for float64 rounding in the sums of the sign proof."""
+CONVERGED = 1e-18
+"""Squared norm of a gradient that further descent cannot shrink."""
 
 
 def keeps(rows: Rows, width: int) -> bool:
     """Whether what belongs to each row and column is kept between passes, by its size alone where there is room."""
-    size = passes.BYTES * rows.n * width
+    size = passes.BYTES * rows.n * rows.outputs * width
     room = rows.store.room
     return rows.store.local and size <= (KEPT_BYTES if room is None else min(KEPT_BYTES, room // 2))
 
@@ -75,8 +53,8 @@ class RefitBlock:
     ----------
     problem, rows, point, effect
         the fitted objective.
-    row_norms : ndarray of shape (n,)
-        ``||x_i||_{H^-1}`` or upper bounds.
+    row_norms : ndarray of shape (n M,)
+        ``||x_i||_{H^-1}`` of every row and output, or upper bounds.
     width : int
         the number of columns refitted at once; see `load`.
     keep : bool, optional
@@ -102,13 +80,14 @@ class RefitBlock:
         self._square_row_norms = row_norms**2
         self._leverage_scale = np.ones(width)
         self._total = float(rows.base_weight.sum())
-        self._positive = float(rows.base_weight @ rows.y)
-        p = rows.p
-        self._kept = Kept.empty(rows.n, width) if (keeps(rows, width) if keep is None else keep) else None
+        self._counts = problem.likelihood.counts(rows.base_weight, rows.y)
+        p, precision = rows.p, np.float64 if rows.outputs > 1 else np.float32
+        kept = keeps(rows, width) if keep is None else keep
+        self._kept = Kept.empty(rows.n * rows.outputs, width, precision) if kept else None
         self.targets = np.zeros((p, width))
         self.u = np.zeros((p, width))
         self.theta = np.zeros((p, width))
-        self.relabelled: list[IntArray] = [np.zeros(0, dtype=np.int64)] * width
+        self.relabelled = [Relabelling.none()] * width
         self.gradient = np.zeros((p, width))
         self._direction = np.zeros((p, width))
         self._conditioned = np.zeros((p, width))
@@ -130,42 +109,53 @@ class RefitBlock:
     # -- filling and emptying columns -----------------------------------------------------------------------
 
     @property
+    def holds(self) -> bool:
+        """Whether what belongs to each row and column is kept between passes."""
+        return self._kept is not None
+
+    @property
     def width(self) -> int:
         """Columns held."""
         return self.theta.shape[1]
 
-    def load(self, slot: int, target: FloatArray, u: FloatArray, response: FloatArray | None) -> None:
-        """Start a prediction afresh in a column: at the fitted point, nothing relabelled.
+    def load(self, slots: IntArray, targets: FloatArray, u: FloatArray, response: FloatArray | None) -> None:
+        """Start b predictions afresh in columns: at the fitted point, nothing relabelled; all at once, row by row.
 
-        ``response`` is an upper bound of ``|x_i . u|``, shape (n,), needed where it is kept between passes.
+        ``targets`` and ``u`` have shape (p, b); ``response``, shape (b, n), is an upper bound of ``|x_i . u|``, needed
+        where it is kept between passes; those of several outputs are taken here.
         """
-        self.targets[:, slot] = target
-        self.u[:, slot] = u
+        self.targets[:, slots] = targets
+        self.u[:, slots] = u
         if self._kept is not None:
-            self._kept.response[:, slot] = response
-            self._kept.reference[:, slot] = self.point.diagonal
-        self._own[slot] = None
-        self._own_index[slot], self._own_weight[slot] = np.zeros(0, dtype=np.int64), np.zeros(0)
-        self._leverage_scale[slot] = 1.0
-        self._norm_max[slot] = self._shared_norm_max
-        self._target_norm[slot] = np.sqrt(max(float(target @ u), 0.0))
-        self.restart(slot)
+            if self.rows.outputs > 1:
+                self._kept.response[:, slots] = self.rows.margins(u)
+                self.products += self.rows.outputs * len(slots)
+            else:
+                assert response is not None
+                self._kept.response[:, slots] = response.T
+            self._kept.reference[:, slots] = self.point.diagonal[:, None]
+        for slot in slots:
+            self._own[slot] = None
+            self._own_index[slot], self._own_weight[slot] = np.zeros(0, dtype=np.int64), np.zeros(0)
+        self._leverage_scale[slots] = 1.0
+        self._norm_max[slots] = self._shared_norm_max
+        self._target_norm[slots] = np.sqrt(np.maximum(np.einsum("ij,ij->j", targets, u), 0.0))
+        self.restart(slots)
 
-    def restart(self, slot: int) -> None:
-        """Take a column back to the fitted point with nothing relabelled; its reference stays."""
-        self.theta[:, slot] = self.point.theta
+    def restart(self, slots: IntArray) -> None:
+        """Take columns back to the fitted point with nothing relabelled; their references stay."""
+        self.theta[:, slots] = self.point.theta[:, None]
         if self._kept is not None:
-            self._kept.z[:, slot] = self.point.margin
-            self._kept.curvature[:, slot] = self.point.diagonal
-        self.gradient[:, slot] = 0.0
-        self.relabelled[slot] = np.zeros(0, dtype=np.int64)
-        self._rho[slot] = 0.0
-        self._epsilon[slot] = self._stray[slot] = 0.0
-        self._conditioned[:, slot] = self._solved[:, slot] = 0.0
-        shared = self._own[slot] is None
-        self.kappa[slot] = 1.0 if shared else 0.0  # against an own reference nothing is known here yet
-        self._q[slot] = 0.0
-        self._c[slot] = self._target_norm[slot] ** 2
+            self._kept.z[:, slots] = self.point.margin[:, None]
+            self._kept.curvature[:, slots] = self.point.diagonal[:, None]
+        self.gradient[:, slots] = 0.0
+        self._rho[slots] = self._epsilon[slots] = self._stray[slots] = self._q[slots] = 0.0
+        self._conditioned[:, slots] = self._solved[:, slots] = 0.0
+        self._c[slots] = self._target_norm[slots] ** 2
+        for slot in slots:
+            self.relabelled[slot] = Relabelling.none()
+            # against an own reference nothing is known here yet
+            self.kappa[slot] = 1.0 if self._own[slot] is None else 0.0
         self._cells = None
 
     def refresh(self, slot: int, count: int) -> None:
@@ -180,17 +170,19 @@ class RefitBlock:
         """
         rows, fitted, now = self.rows, self.point.diagonal, self._curvature_of(slot)
         count = min(count, rows.n)
-        weight = np.abs(now - fitted) * self._square_row_norms
-        index = np.sort(np.argpartition(-weight, count - 1)[:count])
+        weight = (np.abs(now - fitted) * self._square_row_norms).reshape(rows.n, -1).sum(axis=1)
+        chosen = np.sort(np.argpartition(-weight, count - 1)[:count])
+        index = (chosen[:, None] * rows.outputs + np.arange(rows.outputs)).ravel()
         reference = fitted.copy()
         reference[index] = now[index]
         own = self.point.curvature.updated(rows, self.problem.penalty, reference, index, (now - fitted)[index])
         u = own.solve(self.targets[:, slot])
-        response = np.abs(rows.margins(u))
+        response = rows.margins(u)
         self._own[slot], self.u[:, slot] = own, u
         if self._kept is not None:
             self._kept.reference[:, slot] = reference
-            self._kept.response[:, slot] = response * (1.0 + 2.0**-22)  # float32 may round down, a bound may not
+            # float32 may round down, a bound may not
+            self._kept.response[:, slot] = response if rows.outputs > 1 else np.abs(response) * (1.0 + 2.0**-22)
         else:
             self._own_index[slot], self._own_weight[slot] = index, reference[index]
         self._cells = None
@@ -201,10 +193,11 @@ class RefitBlock:
             rows, own, self._square_row_norms, below, rows.n if count == rows.n else EXACT_NORMS
         )
         self.kappa[slot] = spectral_bound(now, reference, self._square_row_norms, self._leverage_scale[slot])
-        moved = (reference - now) * response
+        likelihood = self.problem.likelihood
+        moved = likelihood.difference(reference[:, None], now[:, None], response[:, None])[:, 0]
         with np.errstate(over="ignore"):
             self._q[slot] = float(np.sum(moved**2 / np.maximum(now, np.finfo(float).tiny)))
-        self._c[slot] = float(now @ response**2)
+        self._c[slot] = float(likelihood.product(now[:, None], response[:, None])[:, 0] @ response)
         self._rho[slot], self._stray[slot] = 0.0, np.inf
         self.products += 1
         self.refreshed += 1
@@ -224,73 +217,80 @@ class RefitBlock:
 
     # -- the relabelled sets ---------------------------------------------------------------------------------
 
-    def relabel(self, slots: IntArray, sets: list[IntArray]) -> None:
+    def relabel(self, slots: IntArray, sets: list[Relabelling]) -> None:
         """Give columns new relabelled sets; the gradient follows, theta stays."""
         index: list[IntArray] = []
+        output: list[IntArray | None] = []
         column: list[IntArray] = []
-        sign: list[FloatArray] = []
+        amount: list[FloatArray] = []
         for slot, new in zip(slots, sets, strict=True):
             old = self.relabelled[slot]
             shared = min(len(old), len(new))
-            if np.array_equal(old[:shared], new[:shared]):  # prefixes of one order: only the difference moves
-                parts = ((old[shared:], -1.0), (new[shared:], 1.0))
+            if old.begins(new):  # prefixes of one order: only the difference moves
+                parts = ((old.beyond(shared), -1.0), (new.beyond(shared), 1.0))
             else:
                 parts = ((old, -1.0), (new, 1.0))
-            for part, direction in parts:
-                reach = float(np.abs(self.effect.coefficient[part]) @ np.sqrt(self._square_row_norms[part]))
+            for part, sign in parts:
+                reach = self.effect.reach(part, self._square_row_norms)
                 self._stray[slot] += reach * math.sqrt(self._leverage_scale[slot]) if reach else 0.0
-                index.append(part)
-                column.append(np.full(len(part), slot))
-                sign.append(np.full(len(part), direction))
+                where, outputs, moved = self.effect.moves(part)
+                index.append(where)
+                output.append(outputs)
+                column.append(np.full(len(where), slot))
+                amount.append(sign * moved)
             self.relabelled[slot] = new
             self._rho[slot] = 0.0
         self._cells = None
         if self.effect.linear:
-            rows_moved = np.concatenate(index)
-            self._move_gradient(
-                rows_moved, np.concatenate(column), np.concatenate(sign) * self.effect.coefficient[rows_moved]
+            outputs = np.concatenate([each for each in output if each is not None]) if self.rows.outputs > 1 else None
+            where = np.concatenate(index)
+            self.gradient += self.rows.spread(
+                where, np.concatenate(column), np.concatenate(amount), self.width, outputs
             )
+            self.products += len(where) / self.rows.n
         else:
             self._evaluate(slots)
 
-    def _move_gradient(self, index: IntArray, column: IntArray, amount: FloatArray) -> None:
-        self.gradient += self.rows.spread(index, column, amount, self.width)
-        self.products += len(index) / self.rows.n
-
     def _class_weights(self) -> FloatArray:
-        """Class weights under each column's relabelled set, shape (2, B)."""
-        positive = np.full(self.width, self._positive)
+        """Class weights under each column's relabelled set, shape (2, M, B) or (K, 1, B)."""
+        counts = np.repeat(self._counts[:, None], self.width, axis=1)
         if self.problem.class_weight.balanced:
-            positive -= [self.effect.count[part].sum() for part in self.relabelled]
-        return self.problem.class_weight.at(positive, self._total)
+            counts += np.stack([self.effect.count_moves(part) for part in self.relabelled], axis=1)
+        return self.problem.likelihood.class_weights(self.problem.class_weight, counts, self._total)
 
     # -- passes over the rows --------------------------------------------------------------------------------
 
     def _weighing(self) -> Weighing:
-        return Weighing(self._class_weights(), self.problem.class_weight.balanced)
+        return Weighing(self.problem.likelihood, self._class_weights(), self.problem.class_weight.balanced)
 
     def _cells_in(self, start: int, stop: int) -> tuple[OwnCells]:
         """What the rows ``start:stop`` are told: their relabelled cells, own references, what is kept."""
         if self._cells is None:
-            self._cells = Cells.of(self.relabelled), Cells.of(self._own_index, self._own_weight)
-        relabelled, reference = (cells.part(start, stop) for cells in self._cells)
-        return (OwnCells(relabelled, reference, None if self._kept is None else self._kept.part(start, stop)),)
+            labels = [part.label.astype(np.float64) for part in self.relabelled]
+            sets = Cells.of([part.index for part in self.relabelled], labels)
+            self._cells = sets, Cells.of(self._own_index, self._own_weight)
+        sets, references = self._cells
+        first, last = start * self.rows.outputs, stop * self.rows.outputs
+        kept = None if self._kept is None else self._kept.part(first, last)
+        return (OwnCells(sets.part(start, stop), references.part(first, last), kept),)
 
     def _pass(self, step: Step, *arguments: Any, join: Join, vectors: tuple[FloatArray, ...] = ()) -> tuple[Any, ...]:
         """One pass over the rows, which weigh and are labelled as each column has them."""
-        along = (self.rows.y, self.rows.base_weight, self.point.weight, *vectors)
+        by_row = (part.reshape(self.rows.n, -1) for part in (self.point.weight, *vectors))
+        along = (self.rows.y, self.rows.base_weight, *by_row)
         found = self.rows.reduce(step, *arguments, self._weighing(), join=join, along=along, each=self._cells_in)
         assert found is not None
         return found
 
     def _curvature_of(self, slot: int) -> FloatArray:
-        """Curvature weights of one column where it stands, shape (n,)."""
+        """Curvature weights of one column where it stands, shape (n M,)."""
         if self._kept is not None:
             return self._kept.curvature[:, slot]
         rows, weighing = self.rows, self._weighing()
-        only = Weighing(weighing.by_class[:, [slot]], weighing.balanced)
-        out = np.empty((rows.n, 1))
-        cells = Cells.of([self.relabelled[slot]])
+        only = weighing.among(np.array([slot]))
+        out = np.empty((rows.n * rows.outputs, 1))
+        relabelled = self.relabelled[slot]
+        cells = Cells.of([relabelled.index], [relabelled.label.astype(np.float64)])
         passes.residual(
             rows.margins(self.theta[:, [slot]]), rows.y, rows.base_weight, self.point.weight, only, cells, out
         )
@@ -299,11 +299,12 @@ class RefitBlock:
 
     def _evaluate(self, slots: IntArray | None = None, step: FloatArray | None = None) -> None:
         """One pass: move z by ``step`` times the image, then gradient, curvature weights and the proof's sums."""
+        wide = self.rows.side_by_side
         gradient, q, c, short, least = self._pass(
-            passes.evaluate, self.theta, step, self.u,
+            passes.evaluate, wide(self.theta), step, wide(self.u),
             join=passes.EVALUATED, vectors=(self.point.diagonal, self._square_row_norms),
         )  # fmt: skip
-        gradient = gradient + self.problem.penalty[:, None] * self.theta
+        gradient = self.rows.stacked(gradient) + self.problem.penalty[:, None] * self.theta
         changed = np.arange(self.width) if slots is None else slots
         with np.errstate(invalid="ignore"):  # 0 times inf: nothing is known by leverages
             levels = (np.asarray(SPECTRAL_LEVELS)[:, None] - short * self._leverage_scale).max(axis=0)
@@ -311,7 +312,7 @@ class RefitBlock:
         self.gradient[:, changed] = gradient[:, changed]
         self._stray[changed] = np.inf
         self.kappa[changed], self._q[changed], self._c[changed] = kappa[changed], q[changed], c[changed]
-        self.products += len(changed) * (1 if self._kept is not None else 3)
+        self.products += self.rows.outputs * len(changed) * (1 if self._kept is not None else 3)
 
     # -- one iteration ---------------------------------------------------------------------------------------
 
@@ -320,22 +321,29 @@ class RefitBlock:
         slots = slots[self._stray[slots] > 0]
         shared = np.array([slot for slot in slots if self._own[slot] is None], dtype=np.intp)
         curvature = self.point.curvature
-        if curvature.sparse_quick and shared.size:  # what a few sparse rows moved is solved for alone
-            moved = self.gradient[:, shared] - self._solved[:, shared]
+        near = shared[np.isfinite(self._stray[shared])]
+        if curvature.sparse_quick and near.size:  # what a few sparse rows moved is solved for alone
+            moved = self.gradient[:, near] - self._solved[:, near]
             few = FEW * np.count_nonzero(moved, axis=0) <= len(moved)
             if few.any():
-                self._conditioned[:, shared[few]] += curvature.solve(moved[:, few])
-            shared = shared[~few]
+                self._conditioned[:, near[few]] += curvature.solve(moved[:, few])
+            shared = np.setdiff1d(shared, near[few], assume_unique=True)
         if shared.size:
-            self._conditioned[:, shared] = curvature.solve(np.ascontiguousarray(self.gradient[:, shared]))
+            those = self._columns(shared)
+            self._conditioned[:, those] = curvature.solve(np.ascontiguousarray(self.gradient[:, those]))
         for slot in slots:
             own = self._own[slot]
             if own is not None:
                 self._conditioned[:, slot] = own.solve(self.gradient[:, slot])
-        square = np.einsum("ij,ij->j", self.gradient[:, slots], self._conditioned[:, slots])
+        those = self._columns(slots)
+        square = np.einsum("ij,ij->j", self.gradient[:, those], self._conditioned[:, those])
         self._epsilon[slots] = np.sqrt(np.maximum(square, 0.0))
-        self._solved[:, slots] = self.gradient[:, slots]
+        self._solved[:, those] = self.gradient[:, those]
         self._stray[slots] = 0.0
+
+    def _columns(self, slots: IntArray) -> IntArray | slice:
+        """Ascending slots as an index: all of them are no copy."""
+        return slice(None) if len(slots) == self.width else slots
 
     def conditioned(self) -> FloatArray:
         """Whether each column's gradient is the one last solved for, shape (B,)."""
@@ -351,25 +359,21 @@ class RefitBlock:
 
     def prove(self) -> tuple[FloatArray, FloatArray]:
         """Margin after the refit, and a bound on the estimate's error (inf where none holds), each of shape (B,)."""
-        # a relabelled row moves the gradient by a_i x_i, and its norm by |a_i| h_i at most
-        epsilon: FloatArray = (self._epsilon + self._stray) * (1.0 + ROUNDING)
         here = self.margins()
-        estimate = here - np.einsum("ij,ij->j", self.u, self.gradient)
-        kappa = np.maximum(self.kappa, 0.0)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            a = self._norm_max * epsilon / kappa
-            rho = np.where(a < 1.0, -np.log1p(-np.minimum(a, 1.0)), np.inf)
-            phi = np.where(rho > 0, -np.expm1(-rho) / rho, 1.0)
-            grown = np.where(rho > 0, np.expm1(rho) / rho, 1.0)
-            energy = epsilon / np.sqrt(kappa * phi)
-            goal = (np.sqrt(self._q) + (grown - 1.0) * np.sqrt(self._c)) / np.sqrt(phi) * energy
-            plain = self._target_norm * epsilon / (kappa * phi)
-        slack = ROUNDING * (1.0 + np.abs(here) + self._target_norm)
-        goal = np.where(np.isfinite(goal), goal, np.inf) + slack
-        plain = np.where(np.isfinite(plain), plain, np.inf) + slack
-        # the plain interval is centred on the present margin: keep whichever proves more
-        better = np.abs(here) - plain > np.abs(estimate) - goal
-        return np.where(better, here, estimate), np.where(better, plain, goal)
+        shift = np.einsum("ij,ij->j", self.u, self.gradient)
+        return interval(here, here - shift, self._target_norm, self._near(), np.sqrt(self._q), np.sqrt(self._c))
+
+    def radii(self) -> FloatArray:
+        """How far each column can be from its minimiser, in its reference's norm; inf where unknown."""
+        return self._near().radius
+
+    def _near(self) -> Near:
+        # a relabelled row moves the gradient by a_i x_i, and its norm by |a_i| h_i at most
+        return Near.of(self._epsilon + self._stray, self.kappa, self._norm_max)
+
+    def reference(self, slot: int) -> Curvature:
+        """The reference of a column."""
+        return self._own[slot] or self.point.curvature
 
     def descend(self) -> None:
         """One iteration of nonlinear conjugate gradients in every column: two products."""
@@ -391,9 +395,10 @@ class RefitBlock:
     def _line_search(self, direction: FloatArray, slope: FloatArray) -> FloatArray:
         """Newton on the objective along the direction; leaves ``X direction`` in the image."""
         bend_penalty = np.einsum("ij,ij->j", direction, self.problem.penalty[:, None] * direction)
-        bend, longest = self._pass(passes.bend, self.theta, direction, join=("sum", "max"))
+        wide = self.rows.side_by_side
+        bend, longest = self._pass(passes.bend, wide(self.theta), wide(direction), join=("sum", "max"))
         bend = bend + bend_penalty
-        self.products += self.width * (1 if self._kept is not None else 2)
+        self.products += self.rows.outputs * self.width * (1 if self._kept is not None else 2)
         step = np.divide(-slope, bend, out=np.zeros_like(slope), where=bend > 0)
         long = np.flatnonzero(step * longest > LONG_STEP)
         if long.size:
@@ -410,13 +415,14 @@ class RefitBlock:
         low, high = np.zeros_like(step), np.full_like(step, np.inf)
         slope_penalty = np.einsum("ij,ij->j", direction, self.problem.penalty[:, None] * self.theta[:, slots])
         best = step.copy()
+        theta, turned = self.rows.side_by_side(self.theta), self.rows.side_by_side(self._direction)
         moving = np.arange(len(slots))
         for _ in range(LINE_STEPS):
             at = best[moving]
-            here, bend = self._pass(passes.slope, self.theta, self._direction, at, slots[moving], join=("sum", "sum"))
+            here, bend = self._pass(passes.slope, theta, turned, at, slots[moving], join=("sum", "sum"))
             here = here + slope_penalty[moving] + at * bend_penalty[moving]
             bend = bend + bend_penalty[moving]
-            self.products += 0 if self._kept is not None else 2 * moving.size
+            self.products += 0 if self._kept is not None else 2 * self.rows.outputs * moving.size
             low[moving] = np.where(here < 0, at, low[moving])
             high[moving] = np.where(here < 0, high[moving], at)
             newton = at - np.divide(here, bend, out=np.zeros_like(here), where=bend > 0)

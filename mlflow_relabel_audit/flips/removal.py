@@ -24,10 +24,10 @@ import pandas as pd
 from scipy.linalg import LinAlgError, lu_factor, lu_solve
 
 from mlflow_relabel_audit.curvature import StationaryPoint, factor
-from mlflow_relabel_audit.curvature.stationary import sigmoid
 from mlflow_relabel_audit.errors import RequestError, SingularHessianError, UnsupportedModelError
 from mlflow_relabel_audit.flips.removal_effect import class_counts, combined_moves, removal_moves
 from mlflow_relabel_audit.flips.removal_refit import ACCURACY, refit_without
+from mlflow_relabel_audit.likelihood import sigmoid
 from mlflow_relabel_audit.problem import FloatArray, IntArray, Problem
 from mlflow_relabel_audit.rows import Rows
 

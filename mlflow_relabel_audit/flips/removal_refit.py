@@ -20,8 +20,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mlflow_relabel_audit.curvature import StationaryPoint, factor
-from mlflow_relabel_audit.curvature.stationary import objective, sigmoid
+from mlflow_relabel_audit.curvature.stationary import objective
 from mlflow_relabel_audit.errors import SingularHessianError
+from mlflow_relabel_audit.likelihood import sigmoid
 from mlflow_relabel_audit.problem import FloatArray, IntArray, Problem
 from mlflow_relabel_audit.rows import Rows
 

@@ -4,7 +4,7 @@ For every prediction a bracket is kept: the largest k whose refit is proved not 
 refit is proved to. While the refits of a block run, each column aims at the k where its own refitted margin
 points, by a secant on the cumulative influence, long before it has converged; a sign proved for one k often
 proves its neighbour for nothing, since relabelling one more row moves the gradient by one known vector.
-The search ends where the bracket closes: k flips, k - 1 does not, both proved (see `refit`).
+The search ends where the bracket closes: k flips, k - 1 does not, both proved (see `proof`).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import numpy as np
 
 from mlflow_relabel_audit.curvature import StationaryPoint
 from mlflow_relabel_audit.errors import SingularHessianError
-from mlflow_relabel_audit.flips.order import EstimateBlock, InfluenceOrder, complete_order, decided_head, response_error
-from mlflow_relabel_audit.flips.refit import RefitBlock, keeps
-from mlflow_relabel_audit.flips.relabelling import RelabelEffect
+from mlflow_relabel_audit.flips.order import EstimateBlock, InfluenceOrder, decided_heads, longer_order, response_error
+from mlflow_relabel_audit.flips.refit import CONVERGED, RefitBlock, keeps
+from mlflow_relabel_audit.flips.relabelling import RelabelEffect, Relabelling
 from mlflow_relabel_audit.problem import FloatArray, IntArray, Problem
 from mlflow_relabel_audit.rows import Rows
 
@@ -32,8 +32,6 @@ MAX_REFRESHES = 20
 REFERENCE_ENTRIES = 60_000
 WIDENING = 8
 """How many times more rows every next reference of a column follows."""
-CONVERGED = 1e-18
-"""Squared norm of a gradient that further descent cannot shrink: only another reference can prove its sign."""
 FARTHEST = 3
 """A secant may reach at most to about this many times the present k."""
 FREE_AIMS = 6
@@ -46,8 +44,8 @@ class FlipSet:
 
     Attributes
     ----------
-    index : ndarray of shape (k,)
-        the training rows to relabel, most influential first; empty where nothing was verified.
+    change : Relabelling
+        the training rows to relabel, most influential first, and their new labels; empty where nothing was verified.
     influence : ndarray of shape (k,)
         first-order move of the margin toward the flip by each, at the fitted point.
     status : str
@@ -60,24 +58,36 @@ class FlipSet:
         coefficients near the refit at k, where they were asked for.
     """
 
-    index: IntArray
+    change: Relabelling
     influence: FloatArray
     status: str
     margin_after: float
     theta: FloatArray | None = field(default=None, repr=False)
 
     @property
+    def index(self) -> IntArray:
+        """The training rows, shape (k,)."""
+        return self.change.index
+
+    @property
     def k(self) -> int:
         """Size of the set, 0 where there is none."""
-        return len(self.index)
+        return len(self.change)
+
+    @classmethod
+    def empty(cls, status: str) -> FlipSet:
+        """No set."""
+        return cls(Relabelling.none(), np.zeros(0), status, np.nan)
 
 
 class _Column:
     """One prediction on its way: its order, its bracket, the k it is at."""
 
     def __init__(
-        self, t: int, order: InfluenceOrder, margin: float, toward: float, upper: int | None, patience: int
-    ) -> None:
+        self, t: int, order: InfluenceOrder, margin: float, toward: float, upper: int | None, patience: int,
+        of_block: bool,
+    ) -> None:  # fmt: skip
+        self.of_block = of_block
         self.t, self.toward, self.distance = t, toward, abs(margin)
         self.low, self.high, self.k = 0, upper, 0
         self.low_left, self.looks = self.distance, 0
@@ -96,8 +106,15 @@ class _Column:
     @property
     def reach(self) -> int:
         """The largest k there is."""
-        reach = len(self.order.index) if self.high is None else self.high - 1
+        reach = len(self.order.change)
+        if self.high is not None:
+            reach = self.high - 1 if self.grows else min(self.high - 1, reach)
         return reach if self.cap is None else min(reach, self.cap)
+
+    @property
+    def grows(self) -> bool:
+        """Whether there is more of the order to be had."""
+        return self.of_block and not self.order.complete
 
     def aim(self, margin: float) -> int:
         """The k at which the refitted margin would cross zero: linear in the cumulative influence.
@@ -144,7 +161,7 @@ class _Column:
         k = self.high if status == VERIFIED and self.high is not None else 0
         theta = self.theta if keep_theta and k else None
         return FlipSet(
-            self.order.index[:k], self.order.influence[:k], status, self.margin_after if k else np.nan, theta
+            self.order.change.first(k), self.order.influence[:k], status, self.margin_after if k else np.nan, theta
         )
 
 
@@ -193,10 +210,10 @@ class VerifiedSearch:
         self.problem, self.rows, self.point, self.effect = problem, rows, point, effect
         self._row_norms = row_norms
         self._square_norms = rows.square_norms()
-        self._reach = float((np.abs(effect.coefficient) * np.sqrt(self._square_norms)).max(initial=0.0))
+        self._reach = effect.rounding_reach(np.sqrt(self._square_norms))
         # wide enough that a solve is worth reading a large factor for
         factor = {"primal": rows.p, "dual": rows.n, "cg": 0}[point.curvature.kind]
-        cost = 24 * max(rows.n, 1)
+        cost = 24 * max(rows.n * rows.outputs, 1)
         self.width = width or max(8, min(STATE_BYTES // cost, MAX_WIDTH // 2), min(factor**2 // cost, MAX_WIDTH))
         self.keeps = keeps(rows, self.width)
         if not self.keeps and width is None:
@@ -211,6 +228,10 @@ class VerifiedSearch:
     def cost(self) -> SearchCost:
         """Products and settled values of k so far."""
         return SearchCost(self.products, self.settled, self.refreshed)
+
+    def refits(self, width: int) -> RefitBlock:
+        """Columns to refit in."""
+        return RefitBlock(self.problem, self.rows, self.point, self.effect, self._row_norms, width, keep=self.keeps)
 
     def run(
         self,
@@ -239,13 +260,13 @@ class VerifiedSearch:
         results: list[FlipSet | None] = [None] * len(orders)
         if not width:
             return []
-        state = RefitBlock(self.problem, self.rows, self.point, self.effect, self._row_norms, width, keep=self.keeps)
+        state = self.refits(width)
         scale, row = response_error(self.rows, block.direction, self._square_norms)
         pending = [t for t in range(len(orders)) if upper is None or upper[t] > 1]
         for t in set(range(len(orders))) - set(pending):
-            results[t] = FlipSet(np.zeros(0, dtype=np.int64), np.zeros(0), UNVERIFIED, np.nan)
-        for t in [t for t in pending if not len(orders[t].index)]:  # no label pulls toward the flip
-            results[t] = FlipSet(np.zeros(0, dtype=np.int64), np.zeros(0), NOT_FLIPPABLE, np.nan)
+            results[t] = FlipSet.empty(UNVERIFIED)
+        for t in [t for t in pending if not len(orders[t].change)]:  # no label pulls toward the flip
+            results[t] = FlipSet.empty(NOT_FLIPPABLE)
             pending.remove(t)
         pending.reverse()
         columns: list[_Column | None] = [None] * width
@@ -304,40 +325,44 @@ class VerifiedSearch:
     ) -> IntArray:
         """Put waiting predictions into free columns; returns the slots that were filled."""
         fresh: list[int] = []
-        sets: list[IntArray] = []
-        for slot, held in enumerate(columns):
-            if held is not None or not pending:
-                continue
-            t = pending.pop()
-            order = orders[t]
-            if orders is block.orders:
-                order = decided_head(
-                    self.rows, self.effect, block.direction[:, t], float(block.toward[t]), order, scale[t] * self._reach
-                )
+        sets: list[Relabelling] = []
+        free = [slot for slot, held in enumerate(columns) if held is None][: len(pending)]
+        asked = np.array([pending.pop() for _ in free], dtype=np.intp)
+        heads = [orders[t] for t in asked]
+        if orders is block.orders:
+            heads = decided_heads(self.rows, self.effect, block, asked, self._reach)
+        for place, (slot, t) in enumerate(zip(free, asked, strict=True)):
             column = _Column(
-                t,
-                order,
+                int(t),
+                heads[place],
                 block.margin[t],
                 block.toward[t],
                 None if upper is None else upper[t],
                 self._patience,
+                orders is block.orders,
             )
-            response = None if block.response is None else np.abs(block.response[t]) + scale[t] * row
-            state.load(slot, block.rows[:, t], block.direction[:, t], response)
             columns[slot] = column
             self._goto(column, column.reach if upper is not None else column.aim(block.margin[t]), block)
             fresh.append(slot)
-            sets.append(column.order.index[: column.k])
+            sets.append(self._set(column))
         if fresh:
+            response = None
+            if block.response is not None and self.rows.outputs == 1:
+                response = np.abs(block.response[asked, 0])
+                response += np.outer(scale[asked], row)
+            elif state.holds and self.rows.outputs == 1:  # kept in float32, which may round down
+                response = np.abs(self.rows.margins(block.direction[:, asked])).T * (1.0 + 2.0**-22)
+            state.load(np.asarray(fresh), block.targets[:, asked], block.direction[:, asked], response)
             state.relabel(np.asarray(fresh), sets)
         return np.asarray(fresh, dtype=np.intp)
 
     def _goto(self, column: _Column, k: int, block: EstimateBlock) -> None:
         """Move a column to k, inside its bracket, growing its order where k outruns it."""
-        if k > column.reach and column.high is None and not column.order.complete:
-            t = column.t
-            whole = complete_order(self.rows, self.effect, block.direction[:, t], float(block.toward[t]), column.order)
-            column.take(whole)
+        t, toward = column.t, float(block.toward[column.t])
+        while column.grows and len(column.order.change) < (k if column.high is None else min(k, column.high - 1)):
+            column.take(longer_order(self.rows, self.effect, block.direction[:, t], toward, column.order, self._reach))
+            if column.high is None:
+                break
         column.k = int(np.clip(k, column.low + 1, max(column.reach, column.low + 1)))
 
     def _settle(
@@ -398,21 +423,21 @@ class VerifiedSearch:
                 return
             column.cap = column.k - 1
             column.k = (column.low + column.k) // 2
-            state.restart(slot)
+            state.restart(np.array([slot]))
             state.relabel(np.array([slot]), [self._set(column)])
             state.condition(np.array([slot]))
 
     @staticmethod
-    def _set(column: _Column | None) -> IntArray:
+    def _set(column: _Column | None) -> Relabelling:
         assert column is not None
-        return column.order.index[: column.k]
+        return column.order.change.first(column.k)
 
     @staticmethod
     def _status(column: _Column, bounded: bool) -> str | None:
         """The final status of a column, None while it runs."""
         if column.closed:
             return VERIFIED if np.isfinite(column.margin_after) else UNVERIFIED
-        if column.high is None and column.order.complete and column.low >= len(column.order.index):
+        if column.high is None and column.order.complete and column.low >= len(column.order.change):
             return NOT_FLIPPABLE
         if column.cap is not None and column.low >= column.reach:
             return UNVERIFIED

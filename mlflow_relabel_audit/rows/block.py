@@ -12,6 +12,8 @@ from mlflow_relabel_audit.problem import FloatArray, IntArray
 
 PIECE_BYTES = 2**22
 """Dense bytes of one piece of a block: small enough to stay in cache while it is worked on."""
+KEPT_CUTS = 3
+"""Lengths of pieces at which a sparse block's are kept; they are views, with pointers of their own."""
 
 
 class RowBlock:
@@ -27,10 +29,19 @@ class RowBlock:
     def __init__(self, features: Any, intercept: bool) -> None:
         self._features = features
         self.intercept = intercept
+        self._cut: dict[int, list[tuple[slice, RowBlock]]] = {}
+        self._turned: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_features": self._features, "intercept": self.intercept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._features = settled(self._features)
+        self.__init__(settled(state["_features"]), state["intercept"])  # type: ignore[misc]
+
+    def __sizeof__(self) -> int:
+        features = self._features
+        parts = [features.data, features.indices, features.indptr] if sp.issparse(features) else [features]
+        return object.__sizeof__(self) + sum(int(part.nbytes) for part in parts if part is not None)
 
     @property
     def features(self) -> Any:
@@ -61,18 +72,25 @@ class RowBlock:
     def pieces(self, length: int | None = None, dtype: Any = np.float64) -> Iterator[tuple[slice, RowBlock]]:
         """Yield parts of the block in order, with where they are in it, as ``dtype`` (None: as they are kept).
 
-        They are copied only to convert.
+        They are copied only to convert; sparse ones, which take as long to cut out as to multiply, are kept.
         """
         length, features, rows = length or self.piece_length(), self.features, self.rows
         dtype = dtype or features.dtype
-        for start in range(0, rows, length):
-            within = slice(start, min(start + length, rows))
-            if self.sparse:
-                part = cut(features, within.start, within.stop)
-                part.data = part.data.astype(dtype, copy=False)
-            else:
-                part = features[within].astype(dtype, copy=False)
-            yield within, RowBlock(part, self.intercept)
+        if not self.sparse:
+            for start in range(0, rows, length):
+                within = slice(start, min(start + length, rows))
+                yield within, RowBlock(features[within].astype(dtype, copy=False), self.intercept)
+            return
+        if length not in self._cut:
+            if len(self._cut) >= KEPT_CUTS:
+                self._cut.clear()
+            spans = [slice(start, min(start + length, rows)) for start in range(0, rows, length)]
+            self._cut[length] = [(at, RowBlock(cut(features, at.start, at.stop), self.intercept)) for at in spans]
+        for within, piece in self._cut[length]:
+            if features.dtype != dtype:
+                part = piece.features
+                piece = RowBlock(_view(part, part.data.astype(dtype), part.indptr, part.shape), self.intercept)
+            yield within, piece
 
     def margins(self, theta: FloatArray, out: FloatArray | None = None) -> FloatArray:
         """Rows times ``theta``, shape (p, B) to (rows, B); written to ``out`` where it is given."""
@@ -90,10 +108,19 @@ class RowBlock:
 
     def pull(self, residual: FloatArray) -> FloatArray:
         """Rows' transpose times ``residual``, shape (rows, B) to (p, B)."""
-        pulled = self.features.T @ residual
+        pulled = self._transpose() @ residual
         if not self.intercept:
             return np.asarray(pulled)
         return np.concatenate([pulled, residual.sum(axis=0, keepdims=True)])
+
+    def _transpose(self) -> Any:
+        if not self.sparse:
+            return self.features.T
+        if self._turned is None:
+            rows, turned = self.features, sp.csc_matrix(self.features.shape[::-1], dtype=self.features.dtype)
+            turned.data, turned.indices, turned.indptr = rows.data, rows.indices, rows.indptr
+            self._turned = turned
+        return self._turned
 
     def take(self, index: IntArray) -> Any:
         """Rows at ``index`` in float64 with the column of ones: ndarray or CSR of shape (len(index), p)."""
@@ -123,9 +150,15 @@ def settled(value: Any) -> Any:
 def cut(matrix: Any, start: int, stop: int) -> Any:
     """Rows ``start:stop`` of a CSR matrix, sharing its memory."""
     pointers = matrix.indptr
+    shape = (stop - start, matrix.shape[1])
     part = slice(pointers[start], pointers[stop])
-    return sp.csr_matrix(
-        (matrix.data[part], matrix.indices[part], pointers[start : stop + 1] - pointers[start]),
-        shape=(stop - start, matrix.shape[1]),
-        copy=False,
-    )
+    found = _view(matrix, matrix.data[part], pointers[start : stop + 1] - pointers[start], shape)
+    found.indices = matrix.indices[part]
+    return found
+
+
+def _view(matrix: Any, data: Any, pointers: Any, shape: tuple[int, int]) -> Any:
+    """A CSR matrix around these very arrays; scipy's constructor copies those that view a larger one."""
+    out = sp.csr_matrix(shape, dtype=data.dtype)
+    out.data, out.indices, out.indptr = data, matrix.indices, pointers
+    return out

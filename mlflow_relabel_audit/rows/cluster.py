@@ -1,13 +1,13 @@
 """Rows on the workers of a Dask cluster: blocks are read where they stay, steps go to them.
 
-All scheduling is Dask's. A block is the result of a task that reads and transforms its rows, so the scheduler makes
-it again where its worker is lost; a pass is one task per block and a tree of sums, whose small result alone comes
-back.
+All scheduling is Dask's. A part, some blocks that follow one another, is the result of tasks that read and transform
+their rows, so the scheduler makes it again where its worker is lost; a pass is one task per part and a tree of sums,
+whose small result alone comes back.
 """
 
 from __future__ import annotations
 
-import hashlib
+import uuid
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,12 +20,20 @@ import scipy.sparse as sp
 from mlflow_relabel_audit.errors import RelabelAuditError, RequestError, StoreError
 from mlflow_relabel_audit.rows.block import RowBlock, settled
 from mlflow_relabel_audit.rows.memory import as_features
-from mlflow_relabel_audit.rows.store import FAN_IN, Call, Join, Step, block_bounds, join_all
+from mlflow_relabel_audit.rows.store import Call, Fold, Join, Step, block_bounds
 
 PATIENCE = 30
 """Seconds to wait for a scheduler, and for its first worker."""
 PLACED = 12
 """Vectors beside the rows of which the workers keep their parts between passes."""
+PARTS = 4
+"""Parts a thread of the cluster, so that all have about as much to do; a part is one task of a pass."""
+FAN_IN = 8
+"""Partial results joined by one task; no more than so many are joined by this process."""
+SENT_BYTES = 2**21
+"""Coefficients that go out with every part's task, of all parts together; larger ones are a task of their own."""
+MALLOC = {"MALLOC_TRIM_THRESHOLD_": 2**28, "MALLOC_MMAP_THRESHOLD_": 2**25}
+"""Environment of workers started here: memory of arrays is taken again rather than returned after every step."""
 
 Transform = Callable[[Any], Any]
 
@@ -62,82 +70,106 @@ class ClusterStore:
         n = len(source) if hasattr(source, "read") else source.shape[0]
         self.shape: tuple[int, int] = (n, sample.shape[1])
         self.bounds: Sequence[tuple[int, int]] = block_bounds(n, sample.shape[1], self.sparse)
-        self._placed: OrderedDict[bytes, list[Any]] = OrderedDict()
+        self._placed: OrderedDict[int, tuple[Any, int, list[Any]]] = OrderedDict()
+        threads = sum(self.client.nthreads().values())
+        size = 1
+        while 2 * size * PARTS * threads <= len(self.bounds):
+            size *= 2  # sums are taken in a binary tree, whose nodes parts have to be
+        self._size = size
+        numbers = range(len(self.bounds))
+        self._runs = [numbers[first : first + size] for first in numbers[::size]]
         with _failing():
-            self._blocks = self._load(source, transform)
+            self._parts = self._load(source, transform)
         self.nnz = n * sample.shape[1]
         if self.sparse:
-            self.nnz = int(sum(self.map(_stored, ((i, ()) for i in range(len(self.bounds))), (), ())))
+            self.nnz = int(sum(self.map(_stored, ((i, ()) for i in numbers), (), ())))
 
     def _load(self, source: Any, transform: Transform) -> list[Any]:
         submit = self.client.submit
+        blocks = []
         if not hasattr(source, "read"):
             rows = source.iloc if hasattr(source, "iloc") else source
-            return [
-                submit(_made, transform, rows[start:stop], self.shape[1], start, self.intercept, pure=False)
-                for start, stop in self.bounds
-            ]
-        blocks = []
-        for span in source.spans(self.bounds):  # blocks of one row group are read together
-            read = submit(_read, source, transform, span, self.shape[1], self.intercept, pure=False)
-            blocks += [submit(_item, read, number, pure=False) for number in range(len(span))]
-        return blocks
+            for start, stop in self.bounds:
+                some = rows[start:stop]
+                blocks.append(submit(_made, transform, some, self.shape[1], start, self.intercept, pure=False))
+        else:
+            for span in source.spans(self.bounds):  # blocks of one row group are read together
+                read = submit(_read, source, transform, span, self.shape[1], self.intercept, pure=False)
+                blocks += [submit(_item, read, number, pure=False) for number in range(len(span))]
+        return [submit(_same, [blocks[number] for number in run], key=_key("rows")) for run in self._runs]
 
     # -- steps -----------------------------------------------------------------------------------------------
 
     def map(self, step: Step, calls: Iterable[Call], along: Sequence[Any], arguments: tuple[Any, ...]) -> Iterator[Any]:
         """Run the step where each block is, and bring the results here in order."""
-        with _failing():
-            futures = self._submit(step, calls, along, arguments)
+        futures = [future for _, future in self._submit(step, calls, along, arguments, None)]
+        with _failing(futures):
             futures.reverse()
             while futures:
-                yield futures.pop().result()
+                yield from futures.pop().result()
 
     def reduce(
         self, step: Step, calls: Iterable[Call], along: Sequence[Any], arguments: tuple[Any, ...], join: Join
     ) -> tuple[Any, ...] | None:
-        """Run the step where each block is, join the results there, and bring the last one here."""
-        with _failing():
-            level = self._submit(step, calls, along, arguments)
-            while len(level) > 1:
+        """Run the step where each block is, join the results there, and bring the last ones here."""
+        level = self._submit(step, calls, along, arguments, join)
+        futures = [future for _, future in level]
+        with _failing(futures):
+            while len(level) > FAN_IN:
+                groups: dict[int, list[tuple[int, Any]]] = {}
+                for number, future in level:
+                    groups.setdefault(number // FAN_IN, []).append((number, future))
                 level = [
-                    self.client.submit(join_all, level[first : first + FAN_IN], join, pure=False)
-                    for first in range(0, len(level), FAN_IN)
+                    (first, self.client.submit(_folded, *zip(*group, strict=True), join, key=_key("join")))
+                    for first, group in groups.items()
                 ]
-            return level[0].result() if level else None
+                futures += [future for _, future in level]
+            return _folded([number for number, _ in level], self.client.gather([future for _, future in level]), join)
 
-    def _submit(self, step: Step, calls: Iterable[Call], along: Sequence[Any], arguments: tuple[Any, ...]) -> list[Any]:
-        asked = list(calls)
+    def _submit(
+        self, step: Step, calls: Iterable[Call], along: Sequence[Any], arguments: tuple[Any, ...], join: Join | None
+    ) -> list[tuple[int, Any]]:
+        """One task per part that was asked: the part's number and its future."""
+        asked: dict[int, list[Call]] = {}
+        for number, own in calls:
+            part, place = divmod(number, self._size)
+            asked.setdefault(part, []).append((place, own))
         if not asked:
             return []
-        numbers = [number for number, _ in asked]
-        parts = [[part[number] for number in numbers] for part in map(self._parts, along)]
-        # the coefficients go out once, as the result of a task of their own that all blocks of the pass depend on
-        shared = self.client.submit(_same, arguments, pure=False)
-        found: list[Any] = self.client.map(
-            _run,
-            [shared] * len(numbers),
-            [self._blocks[number] for number in numbers],
-            [own for _, own in asked],
-            *parts,
-            step=step,
-            pure=False,
-            key=f"{getattr(step, '__name__', 'step').lstrip('_')}",
-        )
-        return found
+        beside = [[placed[part] for part in asked] for placed in map(self._beside, along)]
+        shared: Any = arguments
+        if len(asked) * sum(getattr(value, "nbytes", 64) for value in arguments) > SENT_BYTES:
+            shared = self.client.submit(_same, arguments, key=_key("coefficients"))
+        lengths = [[self.bounds[number][1] - self.bounds[number][0] for number in self._runs[part]] for part in asked]
+        with _failing():
+            futures = self.client.map(
+                _run,
+                [shared] * len(asked),
+                [self._parts[part] for part in asked],
+                list(asked.values()),
+                lengths,
+                *beside,
+                step=step,
+                join=join,
+                pure=False,
+                key=f"{getattr(step, '__name__', 'step').lstrip('_')}",
+            )
+        return list(zip(asked, futures, strict=True))
 
-    def _parts(self, values: Any) -> list[Any]:
-        """What goes with each block of an array along the rows; vectors stay with the workers for the next pass."""
-        slices = [values[start:stop] for start, stop in self.bounds]
+    def _beside(self, values: Any) -> list[Any]:
+        """What goes with each part of an array along the rows; vectors stay with the workers for the next pass."""
+        slices = [values[self.bounds[run[0]][0] : self.bounds[run[-1]][1]] for run in self._runs]
         if values.ndim > 1:
             return slices
-        key = hashlib.blake2b(np.ascontiguousarray(values).data, digest_size=16).digest()
-        if key not in self._placed:
-            self._placed[key] = self.client.map(_same, slices, pure=False, key="beside")
+        seen = int(np.bitwise_xor.reduce(np.ascontiguousarray(values).view(np.uint32)))
+        kept = self._placed.get(id(values))
+        if kept is None or kept[1] != seen:  # the array itself is kept, so that no other gets its id
+            kept = values, seen, self.client.map(_same, slices, pure=False, key="beside")
+            self._placed[id(values)] = kept
             if len(self._placed) > PLACED:
                 self._placed.popitem(last=False)
-        self._placed.move_to_end(key)
-        return self._placed[key]
+        self._placed.move_to_end(id(values))
+        return kept[2]
 
 
 def connect(address: Any) -> Any:
@@ -151,6 +183,7 @@ def connect(address: Any) -> Any:
         Nothing answers.
     """
     try:
+        import dask
         import distributed
     except ImportError as error:
         raise RequestError("dask: not installed; run pip install 'mlflow-relabel-audit[dask]'") from error
@@ -158,7 +191,9 @@ def connect(address: Any) -> Any:
         return address
     try:
         if address == "local":
-            client: Any = distributed.Client(processes=True, threads_per_worker=1, dashboard_address=None)
+            environment = {f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in MALLOC.items()}
+            with dask.config.set(environment):
+                client: Any = distributed.Client(processes=True, threads_per_worker=1, dashboard_address=None)
         else:
             client = distributed.Client(address, timeout=PATIENCE)
         client.wait_for_workers(1, timeout=PATIENCE)
@@ -172,14 +207,19 @@ def connect(address: Any) -> Any:
     return client
 
 
+def _key(name: str) -> str:
+    """A task's name of its own; the dashboard shows what is before the dash."""
+    return f"{name}-{uuid.uuid4().hex}"
+
+
 def _close(client: Any) -> None:
     if client() is not None:
         client().close()
 
 
 @contextmanager
-def _failing() -> Iterator[None]:
-    """Name what went wrong on the cluster."""
+def _failing(futures: Sequence[Any] = ()) -> Iterator[None]:
+    """Name what went wrong on the cluster; what was asked there is not gone on with."""
     from distributed import CancelledError, KilledWorker
 
     try:
@@ -199,13 +239,39 @@ def _failing() -> Iterator[None]:
             f"dask: the cluster failed ({type(error).__name__}: {detail}); see that the scheduler runs and its workers "
             "have this package in the same version"
         ) from error
+    except BaseException:
+        for future in futures:
+            future.cancel()
+        raise
 
 
 # what runs on workers
 
 
-def _run(arguments: tuple[Any, ...], block: RowBlock, own: tuple[Any, ...], *slices: Any, step: Step) -> Any:
-    return step(block, *own, *map(settled, slices), *map(settled, arguments))
+def _run(
+    arguments: tuple[Any, ...],
+    blocks: list[RowBlock],
+    asked: list[Call],
+    lengths: list[int],
+    *beside: Any,
+    step: Step,
+    join: Join | None,
+) -> Any:
+    """Run a step on some blocks of a part: a list of what it returns, joined where that is asked for."""
+    ends = np.cumsum(lengths)
+    arguments = tuple(map(settled, arguments))
+    results = []
+    for place, own in asked:
+        within = slice(ends[place] - lengths[place], ends[place])
+        results.append(step(blocks[place], *own, *(settled(values[within]) for values in beside), *arguments))
+    return results if join is None else _folded([place for place, _ in asked], results, join)
+
+
+def _folded(numbers: Sequence[int], results: Sequence[tuple[Any, ...]], join: Join) -> tuple[Any, ...] | None:
+    folding = Fold(join)
+    for number, result in zip(numbers, results, strict=True):
+        folding.add(number, result)
+    return folding.result()
 
 
 def _made(transform: Transform, rows: Any, width: int, start: int, intercept: bool) -> RowBlock:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import scipy.sparse as sp
@@ -46,13 +46,17 @@ class MemoryStore:
         self.nnz = int(self.features.nnz) if self.sparse else int(self.features.size)
         self.dtype: Any = self.features.dtype
         self.bounds: Sequence[tuple[int, int]] = block_bounds(self.shape[0], self.shape[1], self.sparse)
+        self._made: dict[int, RowBlock] = {}
 
     def block(self, number: int) -> RowBlock:
         """One block; nothing is copied."""
-        start, stop = self.bounds[number]
-        if len(self.bounds) == 1:
-            return RowBlock(self.features, self.intercept)
-        return RowBlock(cut(self.features, start, stop) if self.sparse else self.features[start:stop], self.intercept)
+        if number not in self._made:
+            start, stop = self.bounds[number]
+            part = self.features
+            if len(self.bounds) > 1:
+                part = cut(part, start, stop) if self.sparse else part[start:stop]
+            self._made[number] = RowBlock(part, self.intercept)
+        return self._made[number]
 
     def map(self, step: Step, calls: Iterable[Call], along: Sequence[Any], arguments: tuple[Any, ...]) -> Iterator[Any]:
         """Run the step on block after block."""
@@ -62,4 +66,4 @@ class MemoryStore:
         self, step: Step, calls: Iterable[Call], along: Sequence[Any], arguments: tuple[Any, ...], join: Join
     ) -> tuple[Any, ...] | None:
         """Run the step on block after block and join the results."""
-        return fold(self.map(step, calls, along, arguments), join)
+        return cast("tuple[Any, ...] | None", fold(self, step, calls, along, arguments, join))

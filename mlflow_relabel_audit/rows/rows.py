@@ -12,42 +12,74 @@ import scipy.sparse as sp
 from mlflow_relabel_audit.problem import FloatArray, IntArray
 from mlflow_relabel_audit.rows import steps
 from mlflow_relabel_audit.rows.memory import MemoryStore
-from mlflow_relabel_audit.rows.store import Call, Join, Step, Store
+from mlflow_relabel_audit.rows.picked import Picks
+from mlflow_relabel_audit.rows.store import Call, Fold, Join, Step, Store
 
 Each = Callable[[int, int], tuple[Any, ...] | None]
 
 
 class Rows:
-    """Training rows: features, 0/1 labels and base weights.
+    """Training rows: features, labels and base weights; and the linear outputs that a model gives each row.
+
+    With M outputs, coefficients are those of each output one after the other, shape (p,) with p = M times the
+    coordinates of a row, and values of rows and outputs are flat, shape (n M,), the outputs of one row side by side.
 
     Parameters
     ----------
     features : ndarray or CSR array of shape (n, features), or a store of blocks
         float32 or float64, kept as it is (C order). The column of ones is virtual.
     labels : ndarray of shape (n,)
-        0.0 or 1.0.
+        class codes 0.0, 1.0, ...
     base_weight : ndarray of shape (n,)
         sample weights without class weights, non-negative, float64.
     intercept : bool
-        whether the model fits one; it is then the last of the p coordinates.
+        whether the model fits one; it is then the last coordinate of a row.
+    outputs : int
+        M.
     """
 
-    def __init__(self, features: Any, labels: FloatArray, base_weight: FloatArray, *, intercept: bool) -> None:
+    def __init__(
+        self, features: Any, labels: FloatArray, base_weight: FloatArray, *, intercept: bool, outputs: int = 1
+    ) -> None:
         kept: Any = features if hasattr(features, "bounds") else MemoryStore(features, intercept)
         self.store: Store = kept
         self.sparse = self.store.sparse
         self.n, self.features_in = self.store.shape
         self.intercept = intercept
-        self.p = self.features_in + int(intercept)
+        self.outputs = outputs
+        self.coordinates = self.features_in + int(intercept)
+        self.p = outputs * self.coordinates
         self.y = np.asarray(labels, dtype=np.float64)
         self.base_weight = np.asarray(base_weight, dtype=np.float64)
+        self._sampled: dict[int, Any] = {}
+        self._picks = Picks(self.store, self.features_in + int(intercept))
 
-    def relabelled(self, index: IntArray) -> Rows:
-        """The same rows with the labels at ``index`` the other way round; the features are shared."""
+    def relabelled(self, index: IntArray, label: IntArray | None = None) -> Rows:
+        """The same rows with the labels at ``index`` changed, to the other of two by default; features are shared."""
         other = copy.copy(self)
         other.y = self.y.copy()
-        other.y[index] = 1.0 - other.y[index]
+        other.y[index] = 1.0 - other.y[index] if label is None else label
         return other
+
+    def of_one_output(self) -> Rows:
+        """The same rows for a model of one output; the features are shared."""
+        other = copy.copy(self)
+        other.outputs, other.p = 1, self.coordinates
+        return other
+
+    def side_by_side(self, theta: FloatArray) -> FloatArray:
+        """Coefficients of all outputs next to one another: (p, B) to (coordinates, M B)."""
+        if self.outputs == 1:
+            return theta
+        apart = theta.reshape(self.outputs, self.coordinates, -1).transpose(1, 0, 2)
+        return np.ascontiguousarray(apart).reshape(self.coordinates, -1)
+
+    def stacked(self, columns: FloatArray) -> FloatArray:
+        """The way back from `side_by_side`: (coordinates, M B) to (p, B)."""
+        if self.outputs == 1:
+            return columns
+        apart = columns.reshape(self.coordinates, self.outputs, -1).transpose(1, 0, 2)
+        return np.ascontiguousarray(apart).reshape(self.p, -1)
 
     @property
     def features(self) -> Any:
@@ -55,6 +87,11 @@ class Rows:
         kept: Any = self.store
         assert isinstance(kept, MemoryStore)
         return kept.features
+
+    @property
+    def held(self) -> bool:
+        """Whether the features are one array in this process, so that a product with them is soon taken again."""
+        return isinstance(self.store, MemoryStore)
 
     @property
     def nnz(self) -> int:
@@ -113,6 +150,10 @@ class Rows:
             place(start, stop)[...] = part
         return out
 
+    def blocks(self, step: Step, *arguments: Any, along: Sequence[Any] = ()) -> Iterator[Any]:
+        """Run ``step(block, *slices, *arguments)`` on every block and yield what it returns, in order."""
+        return self.store.map(step, self._calls(None), along, arguments)
+
     def _calls(self, each: Each | None) -> Iterator[Call]:
         for number, (start, stop) in enumerate(self.store.bounds):
             own = () if each is None else each(start, stop)
@@ -133,48 +174,67 @@ class Rows:
     # -- products and sums -----------------------------------------------------------------------------------
 
     def margins(self, theta: FloatArray) -> FloatArray:
-        """``X @ theta`` in float64: (p,) to (n,), or (p, B) to (n, B)."""
-        columns = theta.reshape(self.p, -1)
+        """``X @ theta`` in float64: (p,) to (n M,), or (p, B) to (n M, B)."""
+        columns = self.side_by_side(theta.reshape(self.p, -1))
         out = self.collect(steps.margins, columns, out=np.empty((self.n, columns.shape[1])))
-        return np.asarray(out.reshape((self.n, *theta.shape[1:])))
+        return np.asarray(out.reshape((self.n * self.outputs, *theta.shape[1:])))
 
     def pull(self, residual: FloatArray) -> FloatArray:
-        """``X' @ residual`` in float64: (n,) to (p,), or (n, B) to (p, B)."""
+        """``X' @ residual`` in float64: (n M,) to (p,), or (n M, B) to (p, B)."""
         columns = residual.reshape(self.n, -1)
         (out,) = self._reduced(steps.pull, along=(columns,), join=("sum",))
-        return np.asarray(out.reshape((self.p, *residual.shape[1:])))
+        return np.asarray(self.stacked(out).reshape((self.p, *residual.shape[1:])))
+
+    def normal(self, diagonal: FloatArray, theta: FloatArray) -> FloatArray:
+        """``X' diag(diagonal) X @ theta`` in one pass: (n,) and (p, B) to (p, B)."""
+        return np.asarray(self._reduced(steps.normal, theta, along=(diagonal,), join=("sum",))[0])
 
     def gram(self, diagonal: FloatArray) -> FloatArray:
-        """``X' diag(diagonal) X``, shape (p, p), for a non-negative diagonal of shape (n,)."""
-        inner, pulled = self._reduced(steps.gram, along=(diagonal,), join=("sum", "sum"))
-        if not self.sparse and not self.intercept:
-            return np.asarray(inner)
-        out = np.zeros((self.p, self.p))
+        """``X' diag(diagonal) X`` over the coordinates of a row, for a non-negative diagonal of shape (n,)."""
         if self.sparse:
-            inner = inner.tocoo()
-            out[inner.row, inner.col] = inner.data
-        else:
-            out[: self.features_in, : self.features_in] = inner
-        if self.intercept:
-            out[-1] = out[:, -1] = pulled[:, 0]
+            return np.asarray(self.sparse_gram(diagonal).toarray())
+        inner, pulled = self._reduced(steps.gram, along=(diagonal,), join=("sum", "sum"))
+        if not self.intercept:
+            return np.asarray(inner)
+        out = np.empty((self.coordinates, self.coordinates))
+        out[:-1, :-1] = inner
+        out[-1] = out[:, -1] = pulled[:, 0]
         return out
 
+    def sparse_gram(self, diagonal: FloatArray) -> Any:
+        """`gram` of sparse rows as a CSR matrix."""
+        inner, pulled = self._reduced(steps.gram, along=(diagonal,), join=("sum", "sum"))
+        if not self.intercept:
+            return sp.csr_matrix(inner)
+        edge = sp.csr_matrix(pulled[:-1])
+        return sp.bmat([[inner, edge], [edge.T, sp.csr_matrix(pulled[-1:])]], format="csr")
+
     def part_gram(self, index: IntArray, diagonal: FloatArray) -> FloatArray:
-        """``X_S' diag(diagonal) X_S``, shape (p, p), over the rows at ``index`` (ascending), diagonal >= 0."""
+        """`gram` over the rows at ``index`` (ascending), diagonal >= 0."""
         found = self.reduce(steps.part_gram, each=self.split(index, diagonal), join=("sum",))
         if found is None:
-            return np.zeros((self.p, self.p))
+            return np.zeros((self.coordinates, self.coordinates))
         return np.asarray(found[0].toarray() if sp.issparse(found[0]) else found[0])
 
-    def spread(self, index: IntArray, column: IntArray, amount: FloatArray, width: int) -> FloatArray:
-        """Sum ``amount_j x_j`` over rows ``index_j`` into column ``column_j``, shape (p, width)."""
+    def spread(
+        self, index: IntArray, column: IntArray, amount: FloatArray, width: int, output: IntArray | None = None
+    ) -> FloatArray:
+        """Sum ``amount_j x_j`` over rows ``index_j`` into column ``column_j`` of an output's, shape (p, width)."""
         order = np.argsort(index, kind="stable")
-        each = self.split(index[order], column[order], amount[order])
-        found = self.reduce(steps.spread, width, each=each, join=("sum",))
-        return np.zeros((self.p, width)) if found is None else np.asarray(found[0])
+        place = column if output is None else output * width + column
+        calls = list(self._calls(self.split(index[order], place[order], amount[order])))
+        picked = None if self.held or not calls else self._picks.of(calls)
+        if picked is None:
+            found = self.store.reduce(steps.spread, calls, (), (self.outputs * width,), ("sum",))
+        else:  # the same sums in the same order as where the blocks are
+            folding = Fold(("sum",))
+            for number, own in calls:
+                folding.add(number, steps.spread(picked[number], *own, self.outputs * width))
+            found = folding.result()
+        return np.zeros((self.p, width)) if found is None else self.stacked(np.asarray(found[0]))
 
     def column_squares(self, diagonal: FloatArray) -> FloatArray:
-        """Diagonal of ``X' diag(diagonal) X``, shape (p,)."""
+        """Diagonal of ``X' diag(diagonal) X`` over the coordinates of a row, for a diagonal of shape (n,)."""
         return np.asarray(self._reduced(steps.column_squares, along=(diagonal,), join=("sum",))[0])
 
     def square_norms(self) -> FloatArray:
@@ -186,28 +246,47 @@ class Rows:
         return np.asarray(self.collect(steps.forms, basis, functions, out=np.empty((self.n, *functions.shape[1:]))))
 
     def take(self, index: IntArray) -> Any:
-        """Rows at ``index`` in float64 with the column of ones: ndarray or CSR of shape (len(index), p)."""
+        """Rows at ``index`` in float64 with the column of ones: ndarray or CSR of shape (len(index), coordinates)."""
         index = np.asarray(index)
         ascending = bool(np.all(index[1:] >= index[:-1]))
         order = None if ascending else np.argsort(index, kind="stable")
         each = self.split(index if order is None else index[order])
         parts = list(self.store.map(steps.take, self._calls(each), (), ()))
         if not parts:
-            return sp.csr_matrix((0, self.p)) if self.sparse else np.zeros((0, self.p))
+            return sp.csr_matrix((0, self.coordinates)) if self.sparse else np.zeros((0, self.coordinates))
         if len(parts) == 1:
             taken = parts[0]
         else:
             taken = sp.vstack(parts, format="csr") if self.sparse else np.concatenate(parts)
         return taken if order is None else taken[np.argsort(order, kind="stable")]
 
+    def every(self, stride: int) -> Any:
+        """Every so-many-th row as `take` gives them, kept for the next time."""
+        if stride not in self._sampled:
+            self._sampled[stride] = self.take(np.arange(0, self.n, stride))
+        return self._sampled[stride]
+
+    def cells(self, index: IntArray, column: IntArray, theta: FloatArray) -> FloatArray:
+        """``x_j . theta_c`` of single cells: rows and columns of shape (cells,), theta (p, B), to (cells,), float64.
+
+        A cell's rounding depends on nothing but its row and column.
+        """
+        order = np.argsort(index, kind="stable")
+        each = self.split(index[order], column[order])
+        turned = np.ascontiguousarray(theta.T)
+        out = np.empty(len(index))
+        found = list(self.store.map(steps.cells, self._calls(each), (), (turned,)))
+        out[order] = np.concatenate([*found, np.zeros(0)])
+        return out
+
     def columns(self, index: IntArray) -> FloatArray:
-        """Rows at ``index`` dense and turned, shape (p, len(index))."""
+        """Rows at ``index`` dense and turned, shape (coordinates, len(index))."""
         part = self.take(index)
         return np.ascontiguousarray((part.toarray() if self.sparse else part).T)
 
     def digests(self) -> list[bytes]:
         """SHA-256 of every block's entries."""
-        return list(self.store.map(steps.digest, self._calls(None), (), ()))
+        return list(self.blocks(steps.digest))
 
     def _reduced(self, step: Step, *arguments: Any, join: Join, along: Sequence[Any]) -> tuple[Any, ...]:
         found = self.reduce(step, *arguments, join=join, along=along)

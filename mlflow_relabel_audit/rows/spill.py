@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import scipy.sparse as sp
@@ -117,6 +117,7 @@ class SpilledStore:
             if spare < 0:
                 break
             self._pinned[number] = self._read(start, stop, None)
+        self._made = {number: RowBlock(features, intercept) for number, features in self._pinned.items()}
         self._buffers: list[Any] = [None] * BUFFERS
 
     def _bytes(self, start: int, stop: int) -> int:
@@ -168,9 +169,7 @@ class SpilledStore:
         """Yield the calls with their blocks, the next one being read meanwhile."""
         if getattr(step, "picks_rows", False):
             for number, own in calls:
-                features = self._pinned.get(number)
-                block = PickedBlock(self, number) if features is None else RowBlock(features, self.intercept)
-                yield number, own, block
+                yield number, own, self._made.get(number) or PickedBlock(self, number)
             return
         with ThreadPoolExecutor(1, thread_name_prefix="read-rows") as reader:
             ahead: tuple[int, tuple[Any, ...], Future[Any] | None] | None = None
@@ -189,8 +188,7 @@ class SpilledStore:
     def _ready(
         self, number: int, own: tuple[Any, ...], read: Future[Any] | None
     ) -> tuple[int, tuple[Any, ...], RowBlock]:
-        features = self._pinned[number] if read is None else read.result()
-        return number, own, RowBlock(features, self.intercept)
+        return number, own, self._made[number] if read is None else RowBlock(read.result(), self.intercept)
 
     # -- steps -----------------------------------------------------------------------------------------------
 
@@ -204,7 +202,7 @@ class SpilledStore:
         self, step: Step, calls: Iterable[Call], along: Sequence[Any], arguments: tuple[Any, ...], join: Join
     ) -> tuple[Any, ...] | None:
         """Run the step on block after block and join the results."""
-        return fold(self.map(step, calls, along, arguments), join)
+        return cast("tuple[Any, ...] | None", fold(self, step, calls, along, arguments, join))
 
 
 class PickedBlock(RowBlock):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import scipy.sparse as sp
@@ -11,6 +11,23 @@ import scipy.sparse as sp
 from mlflow_relabel_audit.problem import FloatArray, IntArray
 from mlflow_relabel_audit.rows.block import RowBlock
 from mlflow_relabel_audit.rows.store import Step
+
+
+class Picked(Protocol):
+    """A block, or some of its rows: what a step that picks rows needs."""
+
+    @property
+    def p(self) -> int:
+        """Coordinates, the one included."""
+        ...
+
+    def take(self, index: IntArray) -> Any:
+        """Rows at ``index``."""
+        ...
+
+
+PICKED = 2**18
+"""Entries of picked rows that are worked on at once."""
 
 
 def picks_rows(step: Step) -> Step:
@@ -30,6 +47,14 @@ def pull(block: RowBlock, residual: FloatArray) -> tuple[FloatArray]:
     out = np.zeros((block.p, residual.shape[1]))
     for within, piece in block.pieces():
         out += piece.pull(residual[within])
+    return (out,)
+
+
+def normal(block: RowBlock, diagonal: FloatArray, theta: FloatArray) -> tuple[FloatArray]:
+    """``X' diag(diagonal) X @ theta``."""
+    out = np.zeros(theta.shape)
+    for within, piece in block.pieces():
+        out += piece.pull(diagonal[within, None] * piece.margins(theta))
     return (out,)
 
 
@@ -54,19 +79,24 @@ def gram(block: RowBlock, diagonal: FloatArray) -> tuple[Any, FloatArray]:
 def part_gram(block: RowBlock, index: IntArray, diagonal: FloatArray) -> tuple[Any]:
     """``X_S' diag(diagonal) X_S`` over the rows at ``index``, ones included, by a symmetric product."""
     out: Any = 0.0
+    edge = np.zeros(block.p)  # of the column of ones, which is not copied beside dense rows
     for start in range(0, len(index), 4096):  # a copy of so many rows at a time, not of them all
         some = slice(start, start + 4096)
-        part, root = block.take(index[some]), np.sqrt(diagonal[some])[:, None]
+        root = np.sqrt(diagonal[some])
         if block.sparse:
-            part = part.multiply(root).tocsr()
+            part = block.take(index[some]).multiply(root[:, None]).tocsr()
         else:
-            part *= root
+            part = block.features[index[some]].astype(np.float64, copy=False)
+            part *= root[:, None]
+            edge += np.append(root @ part, root @ root)[: block.p]
         out = part.T @ part if start == 0 else out + part.T @ part
-    return (out,)
+    if block.sparse or not block.intercept:
+        return (out,)
+    return (np.block([[out, edge[:-1, None]], [edge[None, :]]]),)
 
 
 @picks_rows
-def spread(block: RowBlock, index: IntArray, column: IntArray, amount: FloatArray, width: int) -> tuple[FloatArray]:
+def spread(block: Picked, index: IntArray, column: IntArray, amount: FloatArray, width: int) -> tuple[FloatArray]:
     """``sum of amount_j x_j`` over the rows at ``index``, gathered by ``column``, shape (p, width)."""
     out = np.zeros((block.p, width))
     for start in range(0, len(index), 8192):
@@ -100,6 +130,15 @@ def column_squares(block: RowBlock, diagonal: FloatArray) -> tuple[FloatArray]:
     return (out,)
 
 
+def quadratic(block: RowBlock, out: FloatArray, matrix: FloatArray) -> None:
+    """``x_i' matrix x_i`` of every row into ``out``, not below zero."""
+    for within, piece in block.pieces():
+        part = piece.whole()
+        turned = part @ matrix
+        square = part.multiply(turned).sum(axis=1) if piece.sparse else np.einsum("ij,ij->i", part, turned)
+        out[within] = np.maximum(np.asarray(square).ravel(), 0.0)
+
+
 def lowest(block: RowBlock) -> tuple[float]:
     """The smallest entry of the features."""
     features = block.features
@@ -110,6 +149,23 @@ def lowest(block: RowBlock) -> tuple[float]:
 def take(block: RowBlock, index: IntArray) -> Any:
     """Rows at ``index``."""
     return block.take(index)
+
+
+@picks_rows
+def cells(block: RowBlock, index: IntArray, column: IntArray, turned: FloatArray) -> FloatArray:
+    """``x_j . turned_c`` of single cells, each summed by itself."""
+    out = np.empty(len(index))
+    length = block.piece_length() if block.sparse else max(64, PICKED // block.p)
+    for start in range(0, len(index), length):
+        some = slice(start, start + length)
+        part, wanted = block.take(index[some]), column[some]
+        if block.sparse:
+            who = np.repeat(np.arange(part.shape[0]), np.diff(part.indptr))
+            terms = part.data * turned[wanted[who], part.indices]
+            out[some] = np.bincount(who, weights=terms, minlength=part.shape[0])
+        else:
+            out[some] = np.einsum("ij,ij->i", part, turned[wanted])
+    return out
 
 
 def forms(block: RowBlock, out: FloatArray, basis: FloatArray, functions: FloatArray) -> None:

@@ -1,18 +1,17 @@
 """Where the blocks are, how a step is run on each of them, and how results are joined.
 
-Results are summed in a tree of fixed fan-in over the blocks in order, whether one process walks the blocks or
-many workers hold them: floating-point sums then do not depend on who adds.
+Results are summed in the binary tree of the blocks' numbers, whether one process walks the blocks or many workers
+hold them, one or several each: floating-point sums then do not depend on who adds.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
-FAN_IN = 8
-"""Partial results joined at once."""
 BLOCK_BYTES = 2**25
 """Dense bytes of a block of a table of usual size."""
 LARGEST_BLOCK_BYTES = 2**28
@@ -78,39 +77,36 @@ def block_bounds(n: int, features: int, sparse: bool) -> list[tuple[int, int]]:
     return [(start, min(start + length, n)) for start in range(0, n, length)] or [(0, 0)]
 
 
-def join_all(partials: Sequence[tuple[Any, ...]], join: Join) -> tuple[Any, ...]:
-    """Join partial results from left to right."""
-    out = partials[0]
-    for partial in partials[1:]:
-        out = tuple(JOINS[how](a, b) for how, a, b in zip(join, out, partial, strict=True))
-    return out
-
-
 class Fold:
-    """Joins partial results as they come, in the tree that `join_levels` spells out."""
+    """Joins partial results as they come, in the binary tree of their numbers, which rise; some may be left out.
+
+    Results that share a longer prefix of their numbers' bits are joined first. So whoever holds an aligned run of
+    ``2^j`` numbers may join those beforehand, under the first one's number.
+    """
 
     def __init__(self, join: Join) -> None:
         self._join = join
-        self._levels: list[list[tuple[Any, ...]]] = []
+        self._open: list[tuple[int, tuple[Any, ...]]] = []  # how many bits tell each from the one before, the result
+        self._last = 0
 
-    def add(self, partial: tuple[Any, ...]) -> None:
-        """Take the next block's result."""
-        for level in self._levels:
-            level.append(partial)
-            if len(level) < FAN_IN:
-                return
-            partial = join_all(level, self._join)
-            level.clear()
-        self._levels.append([partial])
+    def add(self, number: int, partial: tuple[Any, ...]) -> None:
+        """Take the result of that number."""
+        level = (self._last ^ number).bit_length()
+        while len(self._open) > 1 and self._open[-1][0] < level:
+            self._merge()
+        self._open.append((level, partial))
+        self._last = number
 
     def result(self) -> tuple[Any, ...] | None:
         """Everything joined; None where nothing was added."""
-        carry: tuple[Any, ...] | None = None
-        for level in self._levels:
-            rest = level if carry is None else [*level, carry]
-            if rest:
-                carry = join_all(rest, self._join)
-        return carry
+        while len(self._open) > 1:
+            self._merge()
+        return self._open[0][1] if self._open else None
+
+    def _merge(self) -> None:
+        _, right = self._open.pop()
+        level, left = self._open.pop()
+        self._open.append((level, tuple(JOINS[how](a, b) for how, a, b in zip(self._join, left, right, strict=True))))
 
 
 def walk(
@@ -127,9 +123,15 @@ def walk(
         yield step(blocks(number), *own, *(values[start:stop] for values in along), *arguments)
 
 
-def fold(results: Iterable[tuple[Any, ...]], join: Join) -> tuple[Any, ...] | None:
-    """Join results that come in order."""
-    folding = Fold(join)
-    for result in results:
-        folding.add(result)
+def fold(store: Store, step: Step, calls: Iterable[Call], along: Any, arguments: Any, join: Join) -> Any:
+    """Map a step over a store's blocks in this process and join what comes; None where there were no calls."""
+    folding, numbers = Fold(join), deque[int]()
+
+    def noted() -> Iterator[Call]:
+        for call in calls:
+            numbers.append(call[0])
+            yield call
+
+    for result in store.map(step, noted(), along, arguments):
+        folding.add(numbers.popleft(), result)
     return folding.result()

@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mlflow_relabel_audit.analyses.contest import ContestResult, contest, relabelled_margin, shared_features
-from mlflow_relabel_audit.curvature.stationary import sigmoid
+from mlflow_relabel_audit.analyses.contest import ContestResult, Decision, contest, refitted, shared_features
 from mlflow_relabel_audit.errors import RequestError
 from mlflow_relabel_audit.flips.rankings import rank
+from mlflow_relabel_audit.flips.relabelling import Relabelling
 from mlflow_relabel_audit.flips.search import NOT_FLIPPABLE, UNVERIFIED, VERIFIED, FlipSet
+from mlflow_relabel_audit.likelihood import sigmoid
 from tests.flips.fitting import Fitted, fitted
 
 GRID = [
@@ -40,7 +41,9 @@ def smallest_prefix(model: Fitted, x: np.ndarray) -> FlipSet:
     for k in range(1, len(model.y)):
         after = model.margin(x, y=relabelled(model, ranking.order[:k]))
         if (after > 0) != (start > 0):
-            return FlipSet(ranking.order[:k], ranking.scores[ranking.order[:k]], VERIFIED, after)
+            return FlipSet(
+                Relabelling.of_two(model.rows.y, ranking.order[:k]), ranking.scores[ranking.order[:k]], VERIFIED, after
+            )
     raise AssertionError("no prefix flips")
 
 
@@ -116,7 +119,7 @@ def test_ids_and_string_labels_are_the_users():
 
 def test_without_a_set_there_is_still_a_result():
     model = fitted()
-    nothing = FlipSet(np.zeros(0, dtype=np.int64), np.zeros(0), NOT_FLIPPABLE, np.nan)
+    nothing = FlipSet.empty(NOT_FLIPPABLE)
     result = contested(model, flip=nothing, removal=False)
     assert (result.k, result.margin_after, result.probability_after, result.removal) == (
         None,
@@ -151,13 +154,13 @@ def test_a_margin_that_cannot_be_proved_is_none():
     # a row on the decision boundary, with nothing relabelled: no sign can be proved
     weights = model.point.theta[:4]
     x = X0 - weights * float(model.row(X0) @ model.point.theta) / float(weights @ weights)
-    nothing = np.zeros(0, dtype=int)
-    assert relabelled_margin(model.problem, model.rows, model.point, model.row(x), nothing) is None
+    decision = Decision.on(model.problem, model.point.theta, model.row(x))
+    assert refitted(model.problem, model.rows, model.point, decision, Relabelling.none()) is None
 
 
 def test_requests_that_do_not_fit_say_why():
     model = fitted()
-    flip = FlipSet(np.zeros(0, dtype=np.int64), np.zeros(0), NOT_FLIPPABLE, np.nan)
+    flip = FlipSet.empty(NOT_FLIPPABLE)
     with pytest.raises(RequestError, match=r"shape \(4,\) for a model of 5"):
         contest(model.problem, model.rows, model.point, X0, flip=flip)
     with pytest.raises(RequestError, match="got 3 training ids for 150"):

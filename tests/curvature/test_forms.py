@@ -46,19 +46,24 @@ def test_solve_and_row_norms(kind: str, sparse: bool, intercept: bool, free: boo
     assert curvature.condition >= 1
 
 
-def test_few_entries_touch_few_rows_of_the_inverse() -> None:
-    X = sp.random(300, 1100, density=0.01, format="csr", random_state=2)
-    rows = Rows(X, np.zeros(300), np.ones(300), intercept=True)
-    curvature = factor(rows, np.full(300, 0.2), np.append(np.full(1100, 0.5), 0.0), "primal")
-    right = rows.columns(np.arange(5))
-    by_factor = curvature.solve(right)
-    assert not curvature.sparse_quick
-    curvature.row_norms(rows)
-    assert curvature.sparse_quick
-    assert curvature.solve(right) == pytest.approx(by_factor, rel=1e-9, abs=1e-12)
-    dense = np.random.default_rng(3).standard_normal((1101, 2))
-    fresh = factor(rows, np.full(300, 0.2), np.append(np.full(1100, 0.5), 0.0), "primal")
-    assert curvature.solve(dense) == pytest.approx(fresh.solve(dense), rel=1e-9, abs=1e-12)
+@pytest.mark.parametrize("kind", ["primal", "dual", "cg"])
+@pytest.mark.parametrize("intercept", [True, False])
+@pytest.mark.parametrize("sparse", [True, False])
+@pytest.mark.parametrize("moved", [5, 50])
+def test_other_weights(kind: str, intercept: bool, sparse: bool, moved: int) -> None:
+    rows, diagonal, X = case(60, 9, sparse, intercept)
+    penalty = np.full(rows.p, 0.3)
+    curvature = factor(rows, diagonal, penalty, kind)
+    rng = np.random.default_rng(4)
+    index = np.sort(rng.choice(60, moved, replace=False))
+    other = diagonal.copy()
+    other[index] = 0.25 * rng.random(moved)  # some more than before, some less
+    found = curvature.updated(rows, penalty, other, index, (other - diagonal)[index])
+    full = np.hstack([X, np.ones((60, 1))]) if intercept else X
+    hessian = full.T @ (other[:, None] * full) + np.diag(penalty)
+    right = rng.standard_normal((rows.p, 3))
+    assert found.kind == kind
+    assert found.solve(right) == pytest.approx(np.linalg.solve(hessian, right), rel=1e-7, abs=1e-9)
 
 
 def test_singular_hessians_are_named() -> None:
@@ -84,6 +89,7 @@ def test_the_cheapest_form_is_chosen() -> None:
     assert kind(5000, 300) == "primal"
     assert kind(300, 5000) == "dual"
     assert kind(50_000, 60_000, 300_000) == "cg"
+    assert kind(20_000, 6_000, 20_000) == "primal"  # one word a row: nothing is left of H but the intercept
     rows, diagonal, _ = case(20, 5, False, True)
     with pytest.raises(RequestError, match="pass one of"):
         factor(rows, diagonal, np.ones(6), "qr")

@@ -153,10 +153,10 @@ class TestAgainstTheSearch:
         norms = model.point.curvature.row_norms(model.rows)
         prepared = Certificate.prepare(model.problem, model.rows, model.point, gram=gram, row_norms=norms)
         searcher = VerifiedSearch(model.problem, model.rows, model.point, effect, norms)
-        (block,) = estimate(model.rows, model.point, effect, evaluation, model.problem.cut)
+        (block,) = estimate(model.rows, model.point, effect, evaluation, model.problem)
         error = response_error(model.rows, block.direction, model.rows.square_norms())
-        h = np.sqrt(np.einsum("pb,pb->b", block.rows, block.direction))
-        lower = prepared.lower_bounds(block.margin, block.response, error, h)
+        h = np.sqrt(np.einsum("pb,pb->b", block.targets, block.direction))
+        lower = prepared.lower_bounds(block.margin, block.response[:, 0], error, h)
         found = [f.k for f in searcher.run(block) if f.status == "verified"]
         assert len(found) == 40
         assert np.all(lower <= found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mlflow_relabel_audit.flips.order import complete_order, estimate, response_error
+from mlflow_relabel_audit.flips.order import FIRST_HEAD, decided_heads, estimate, longer_order, response_error
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect
 from tests.flips.fitting import Fitted, fitted
 
@@ -47,7 +47,7 @@ def test_orders_are_the_sorted_influences(options: dict[str, object], width: int
     effect = RelabelEffect.at(model.problem, model.rows, model.point)
     X = np.random.default_rng(2).standard_normal((8, 4))
     evaluation = model.evaluation(X)
-    blocks = estimate(model.rows, model.point, effect, evaluation, model.problem.cut, width)
+    blocks = estimate(model.rows, model.point, effect, evaluation, model.problem, width)
     orders = [order for block in blocks for order in block.orders]
     assert len(orders) == 8
     for x, order in zip(X, orders, strict=True):
@@ -67,22 +67,29 @@ def test_heads_grow_until_they_reach() -> None:
     model = fitted(n=3000, C=1e-3, noise=3.0)
     effect = RelabelEffect.at(model.problem, model.rows, model.point)
     far = np.array([[40.0, 0.0, 0.0, 0.0]])
-    (block,) = estimate(model.rows, model.point, effect, model.evaluation(far), model.problem.cut)
+    (block,) = estimate(model.rows, model.point, effect, model.evaluation(far), model.problem)
     (order,) = block.orders
     assert order.k_estimate > 64
     assert order.influence.sum() > abs(block.margin[0])
-    whole = complete_order(model.rows, effect, block.direction[:, 0], block.toward[0], order)
-    moves, _ = gains(model, block.rows[:, 0])
-    assert whole.complete
-    assert np.array_equal(whole.index[: len(order.index)], order.index)
-    assert sorted(whole.index) == sorted(np.flatnonzero(moves > 0))
+    reach = float((np.abs(effect.coefficient) * np.sqrt(model.rows.square_norms())).max())
+    (longer,) = decided_heads(model.rows, effect, block, np.array([0]), reach)
+    moves, _ = gains(model, block.targets[:, 0])
+    steps = 0
+    while not longer.complete:
+        before = longer
+        longer = longer_order(model.rows, effect, block.direction[:, 0], block.toward[0], before, reach)
+        assert len(longer.index) > max(len(before.index), FIRST_HEAD)
+        assert np.array_equal(longer.index[: len(before.index)], before.index)
+        steps += 1
+    assert steps
+    assert sorted(longer.index) == sorted(np.flatnonzero(moves > 0))
 
 
 def test_equal_rows_keep_their_positions() -> None:
     X = np.repeat(np.random.default_rng(3).standard_normal((30, 4)), 4, axis=0)
     model = fitted(X=X, y=np.tile([0.0, 1.0, 1.0, 0.0], 30), n=120)
     effect = RelabelEffect.at(model.problem, model.rows, model.point)
-    (block,) = estimate(model.rows, model.point, effect, model.evaluation(X[:1]), model.problem.cut)
+    (block,) = estimate(model.rows, model.point, effect, model.evaluation(X[:1]), model.problem)
     index = block.orders[0].index
     twins = [
         sorted(pair) == list(pair) for pair in zip(index[::2], index[1::2], strict=True) if pair[0] // 4 == pair[1] // 4
@@ -96,7 +103,7 @@ def test_float32_responses_stay_within_their_bound(sparse: bool) -> None:
     model = fitted(n=500, p=40, sparse=sparse)
     effect = RelabelEffect.at(model.problem, model.rows, model.point)
     X = 10 ** np.random.default_rng(4).uniform(-3, 3, (20, 1)) * np.random.default_rng(5).standard_normal((20, 40))
-    (block,) = estimate(model.rows, model.point, effect, model.evaluation(X), model.problem.cut)
+    (block,) = estimate(model.rows, model.point, effect, model.evaluation(X), model.problem)
     exact = model.rows.margins(block.direction * block.toward).T
     scale, row = response_error(model.rows, block.direction, model.rows.square_norms())
-    assert np.all(np.abs(block.response - exact) <= np.outer(scale, row))
+    assert np.all(np.abs(block.response[:, 0] - exact) <= np.outer(scale, row))

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlflow_relabel_audit.curvature.stationary import sigmoid
 from mlflow_relabel_audit.errors import RequestError
 from mlflow_relabel_audit.flips.rankings import METHODS, direction_norms, rank
+from mlflow_relabel_audit.likelihood import sigmoid
 from tests.flips.fitting import Fitted, fitted
 
 GRID = [

@@ -21,7 +21,7 @@ from mlflow_relabel_audit.errors import RelabelAuditError
 from mlflow_relabel_audit.flips.exact import exact_margin
 from mlflow_relabel_audit.flips.order import estimate
 from mlflow_relabel_audit.flips.refit import RefitBlock
-from mlflow_relabel_audit.flips.relabelling import RelabelEffect
+from mlflow_relabel_audit.flips.relabelling import RelabelEffect, Relabelling
 from mlflow_relabel_audit.flips.search import VerifiedSearch
 from tests.flips.fitting import Fitted, fitted
 
@@ -156,7 +156,7 @@ def test_what_cannot_flip_is_said() -> None:
     assert result.summary["flippable_share"] == 0.0
 
 
-def _exact(model: Fitted, relabelled: np.ndarray, x: np.ndarray) -> float:
+def _exact(model: Fitted, relabelled: Relabelling, x: np.ndarray) -> float:
     return exact_margin(model.problem, model.rows, model.point, relabelled, model.point.theta, x)[0]
 
 
@@ -168,14 +168,13 @@ def test_proved_intervals_hold_the_exact_margin(class_weight: object, far: float
     rng = np.random.default_rng(3)
     evaluation = model.evaluation(far * rng.standard_normal((12, 6)))
     effect = RelabelEffect.at(model.problem, model.rows, model.point)
-    (block,) = estimate(model.rows, model.point, effect, evaluation, model.problem.cut)
+    (block,) = estimate(model.rows, model.point, effect, evaluation, model.problem)
     state = RefitBlock(model.problem, model.rows, model.point, effect, model.point.curvature.row_norms(model.rows), 12)
-    sets = [rng.choice(200, size, replace=False) for size in rng.integers(1, 40, 12)]
-    for t in range(12):
-        state.load(t, block.rows[:, t], block.direction[:, t], np.abs(block.response[t]) * 1.0001)
+    sets = [Relabelling.of_two(model.rows.y, rng.choice(200, size, replace=False)) for size in rng.integers(1, 40, 12)]
     slots = np.arange(12)
+    state.load(slots, block.targets, block.direction, np.abs(block.response[:, 0]) * 1.0001)
     state.relabel(slots, sets)
-    exact = np.array([_exact(model, sets[t], block.rows[:, t]) for t in range(12)])
+    exact = np.array([_exact(model, sets[t], block.targets[:, t]) for t in range(12)])
     tightest = []
     for step in range(8):
         state.condition(slots)
@@ -184,11 +183,11 @@ def test_proved_intervals_hold_the_exact_margin(class_weight: object, far: float
         tightest.append(float(np.median(error)))
         state.descend()
         if step in (1, 4):  # judged without a solve, by how far the relabelled rows can have moved the gradient
-            fewer = [part[: len(part) - 1] for part in sets]
+            fewer = [part.first(len(part) - 1) for part in sets]
             state.condition(slots)
             state.relabel(slots, fewer)
             estimated, error = state.prove()
-            nearby = np.array([_exact(model, part, block.rows[:, t]) for t, part in enumerate(fewer)])
+            nearby = np.array([_exact(model, part, block.targets[:, t]) for t, part in enumerate(fewer)])
             assert np.all(np.abs(estimated - nearby) <= error)
             state.relabel(slots, sets)
         if step == 2:  # own references, one that follows few rows and ones that follow most
@@ -246,7 +245,7 @@ def test_a_set_depends_on_its_prediction_alone(class_weight):
         search = VerifiedSearch(
             auditor.problem, auditor.rows, auditor.point, model_parts.effect, model_parts.row_norms, width=width
         )
-        blocks = estimate(auditor.rows, auditor.point, model_parts.effect, evaluation, auditor.problem.cut, 2 * width)
+        blocks = estimate(auditor.rows, auditor.point, model_parts.effect, evaluation, auditor.problem, 2 * width)
         return [found.index.tolist() for block in blocks for found in search.run(block)]
 
     together = sets(64)

@@ -13,10 +13,14 @@ import pytest
 from mlflow_relabel_audit import Auditor
 from mlflow_relabel_audit.errors import StoreError
 from mlflow_relabel_audit.flips import search
+from mlflow_relabel_audit.flips.order import estimate
+from mlflow_relabel_audit.flips.relabelling import RelabelEffect
 from mlflow_relabel_audit.rows import ClusterStore, ParquetSource, Rows
+from tests.flips.fitting import fitted
 from tests.rows.test_spill import model, same, small_blocks, table
 
 distributed = pytest.importorskip("distributed")
+cloudpickle = pytest.importorskip("cloudpickle")
 
 __all__ = ["small_blocks"]
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::UserWarning")
@@ -90,11 +94,36 @@ def test_rows_do_not_travel(client: Any, small_blocks: None) -> None:
     theta = np.ones((5, 2))
     first = rows.margins(theta)
     assert np.array_equal(first, Rows(X, np.zeros(900), np.ones(900), intercept=True).margins(theta))
-    where = client.who_has(kept._blocks)
+    where = client.who_has(kept._parts)
     assert {worker for held in where.values() for worker in held} == set(client.scheduler_info()["workers"])
     rows.pull(first)
-    now = client.who_has(kept._blocks)
+    now = client.who_has(kept._parts)
     assert all(set(where[key]) & set(now[key]) for key in where)  # Dask may copy one to an idle worker, none goes
+
+
+def test_heads_travel_and_not_the_influences(client: Any, small_blocks: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = fitted(n=6000, C=1e-3, noise=3.0)
+    kept = ClusterStore(client, model.X, _plain, model.X[:2], True)
+    rows = Rows(kept, model.y, model.weight, intercept=True)
+    effect = RelabelEffect.at(model.problem, model.rows, model.point)
+    asked = model.evaluation(np.random.default_rng(3).standard_normal((40, 4)))
+    came: list[int] = []
+    brought = ClusterStore.map
+
+    def watched(self: ClusterStore, *arguments: Any) -> Any:
+        for item in brought(self, *arguments):
+            came.append(len(cloudpickle.dumps(item)))
+            yield item
+
+    monkeypatch.setattr(ClusterStore, "map", watched)
+    found, wanted = (
+        [order for block in estimate(each, model.point, effect, asked, model.problem) for order in block.orders]
+        for each in (rows, model.rows)
+    )
+    for one, two in zip(found, wanted, strict=True):
+        assert (one.k_estimate, one.k_paper) == (two.k_estimate, two.k_paper)
+        assert np.array_equal(one.index[: one.k_estimate], two.index[: two.k_estimate])
+    assert sum(came) < 4 * rows.n * asked.n / 3  # 94 blocks of 64 rows: half of it are envelopes
 
 
 def test_large_coefficients_reach_every_pass(client: Any, small_blocks: None) -> None:
