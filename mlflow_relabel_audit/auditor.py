@@ -15,6 +15,7 @@ import pandas as pd
 from mlflow_relabel_audit import inputs
 from mlflow_relabel_audit.analyses.bias import BiasResult, bias_audit
 from mlflow_relabel_audit.analyses.checkpoint import Checkpoint
+from mlflow_relabel_audit.analyses.class_noise import class_noise_audit
 from mlflow_relabel_audit.analyses.contest import ContestResult, contest
 from mlflow_relabel_audit.analyses.correction import Correction, correction, not_measured
 from mlflow_relabel_audit.analyses.noise import NoiseResult, noise_audit
@@ -350,7 +351,8 @@ class Auditor:
         counts = None
         if flip_sets is not None:
             counts = flip_sets["train_id"].value_counts().reindex(pd.Index(self.row_ids), fill_value=0).to_numpy()
-        return noise_audit(
+        judge = class_noise_audit if self.rows.outputs > 1 else noise_audit
+        return judge(
             self.problem, self.rows, self.point, features, labels, row_ids=self.row_ids, flip_counts=counts
         )
 
