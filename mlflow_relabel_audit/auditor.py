@@ -352,9 +352,7 @@ class Auditor:
         if flip_sets is not None:
             counts = flip_sets["train_id"].value_counts().reindex(pd.Index(self.row_ids), fill_value=0).to_numpy()
         judge = class_noise_audit if self.rows.outputs > 1 else noise_audit
-        return judge(
-            self.problem, self.rows, self.point, features, labels, row_ids=self.row_ids, flip_counts=counts
-        )
+        return judge(self.problem, self.rows, self.point, features, labels, row_ids=self.row_ids, flip_counts=counts)
 
     def correction(self, noise: NoiseResult, X_eval: Any, y_eval: Any) -> Correction:
         """What relabelling the suspects buys, beside dropping them and beside doing nothing.
@@ -407,14 +405,23 @@ class Auditor:
             if groups_eval is None
             else inputs.group_frame(groups_eval, result.predictions["row_id"], "evaluation rows"),
             train_labels=np.asarray(self.problem.classes)[self.rows.y.astype(np.intp)],
-            **{"classes": self.problem.classes, "log_odds_shift": self._log_odds_shift(), **options},
+            **{"classes": self.problem.classes, **self._unweighted(X_eval, len(result.predictions)), **options},
         )
 
-    def _log_odds_shift(self) -> float:
-        """How far class weights move the model's log-odds from those of the data."""
-        positive, total = float(self.rows.base_weight @ self.rows.y), float(self.rows.base_weight.sum())
-        weights = self.problem.class_weight.at(positive, total)
-        return float(np.log(weights[1] / weights[0]))
+    def _unweighted(self, X_eval: Any, count: int) -> dict[str, Any]:
+        """What takes off the probabilities what class weights add: a shift of two classes' log-odds, or all of more."""
+        if self.rows.outputs == 1:
+            return {"log_odds_shift": float(self._log_weights()[0])}
+        evaluation = self.evaluation_rows(X_eval)
+        outputs = evaluation.margins(self.point.theta).reshape(-1, self.rows.outputs)[:count]
+        return {"probabilities": self.problem.probabilities((outputs - self._log_weights()).T.copy()).T}
+
+    def _log_weights(self) -> FloatArray:
+        """How far class weights move each output from where the data alone would have it, shape (M,)."""
+        likelihood, base = self.problem.likelihood, self.rows.base_weight
+        counts = likelihood.counts(base, self.rows.y)
+        weights = likelihood.class_weights(self.problem.class_weight, counts, float(base.sum()))
+        return np.asarray(np.log(weights[:, 0]) if likelihood.coupled else np.log(weights[1] / weights[0]))
 
     def evaluation_rows(self, X: Any) -> Rows:
         """Rows to predict, through the transformer steps; labels unknown."""

@@ -297,9 +297,7 @@ def _cautions(problem: Problem, rows: Rows, found: ClassEvidence, size: IntArray
         message = "The rate is read off the training labels alone; labelled evaluation rows would narrow it."
         out.append(Finding("N005", "info", message, applicable=False))
     if rows.coordinates > rows.n:
-        message = (
-            f"More features ({rows.coordinates}) than rows ({rows.n}): the outputs' own errors can pass for wrong labels."
-        )
+        message = f"More features ({rows.coordinates}) than rows ({rows.n}): the outputs' own errors can pass for wrong labels."
         out.append(Finding("N006", "info", message))
     if found.out.multiplier <= 0.1 and (problem.penalty > 0).any():
         message = (

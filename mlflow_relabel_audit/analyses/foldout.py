@@ -327,9 +327,7 @@ class _Search:
         if multiplier not in self._solvers:
             probability = likelihood.probability(rows.margins(start.mean(axis=1)))
             diagonal = likelihood.curvature(probability, weight.mean(axis=1))
-            self._solvers[multiplier], self._exact = preconditioner(
-                rows, diagonal, penalty, coupled=likelihood.coupled
-            )
+            self._solvers[multiplier], self._exact = preconditioner(rows, diagonal, penalty, coupled=likelihood.coupled)
         tolerance = 1e-3 if self._exact else 1e-4
         targets = likelihood.targets(rows.y)[:, None]
         theta = refit(rows, targets, weight, penalty, start, self._solvers[multiplier], tolerance, likelihood)

@@ -183,9 +183,7 @@ class _Fit:
         return total
 
 
-def _penalised(
-    parameters: FloatArray, parts: list[_Labelled], rate: float, classes: int
-) -> tuple[float, FloatArray]:
+def _penalised(parameters: FloatArray, parts: list[_Labelled], rate: float, classes: int) -> tuple[float, FloatArray]:
     """Minus the log-posterior of the parameters at one typical rate, and its gradient."""
     fit = _Fit.of(parameters, rate, classes)
     value, by_shift, by_slope = -fit.log_prior, fit.shift / SHIFT_WIDTH**2, float(parameters[classes])
