@@ -74,10 +74,8 @@ def show(outcome: ContestOutcome) -> None:
     click.echo(f"\nRow {result.row_id}: {result.predicted}, probability {result.probability:.3f}")
     several = len(result.classes) > 2
     if not len(result.flip_set):
-        click.echo(
         turns = f"makes it {result.wanted}" if several else "flips it"
         click.echo(f"No set of labels was found whose change {turns}.")
-        )
     else:
         count, after = len(result.flip_set), result.probability_after
         verified = "verified by refitting" if result.status == "verified" else result.status
