@@ -18,6 +18,7 @@ from mlflow_relabel_audit.analyses.checkpoint import Checkpoint
 from mlflow_relabel_audit.analyses.class_noise import class_noise_audit
 from mlflow_relabel_audit.analyses.contest import ContestResult, contest
 from mlflow_relabel_audit.analyses.correction import Correction, correction, not_measured
+from mlflow_relabel_audit.analyses.decision import answer
 from mlflow_relabel_audit.analyses.noise import NoiseResult, noise_audit
 from mlflow_relabel_audit.analyses.robustness import (
     Fitted,
@@ -31,9 +32,8 @@ from mlflow_relabel_audit.curvature.reuse import Stored, fingerprint, stationary
 from mlflow_relabel_audit.errors import RequestError
 from mlflow_relabel_audit.flips.certificate import Certificate
 from mlflow_relabel_audit.flips.rankings import Ranking, direction_norms, rank
-from mlflow_relabel_audit.flips.relabelling import RelabelEffect, Relabelling
+from mlflow_relabel_audit.flips.relabelling import RelabelEffect
 from mlflow_relabel_audit.flips.removal import removal_frame, removal_sets
-from mlflow_relabel_audit.flips.search import FlipSet
 from mlflow_relabel_audit.problem import FloatArray, read_problem, supervised_steps, unwrap
 from mlflow_relabel_audit.rows import Rows
 
@@ -251,7 +251,9 @@ class Auditor:
         """All that the predictions of evaluation rows depend on."""
         return (self.fingerprint, self.problem.threshold, self.row_ids, evaluation.digests(), *asked)
 
-    def contest(self, x: Any, removal: bool = True, *, row_id: Any = 0, label: Any = None) -> ContestResult:
+    def contest(
+        self, x: Any, removal: bool = True, *, want: Any = None, row_id: Any = 0, label: Any = None
+    ) -> ContestResult:
         """Lay out one decision: the labels it rests on, what each moves, and removal beside relabelling.
 
         Parameters
@@ -259,37 +261,40 @@ class Auditor:
         x : one row, as the estimator's predict takes it
             a 1-d array of features, or any table of one row.
         removal : bool
-            also find training rows whose removal flips the decision.
+            also find training rows whose removal flips the decision; of two classes only.
+        want : optional
+            the class that the set must make the prediction; by default any other than the predicted one.
         row_id, label : optional
             the row's name and its true label.
 
         Returns
         -------
         ContestResult
+
+        Raises
+        ------
+        RequestError
+            ``want`` is not a class of the model, or is what is predicted already.
         """
         evaluation = self.evaluation_rows(inputs.one_row(x, self._transformer is not None))
-        truth = None if label is None else self.problem.encode(np.asarray([label]))
-        found = robustness(self.certified, evaluation, truth)
-        row = found.predictions.iloc[0]
-        position = pd.Series(np.arange(self.rows.n), index=pd.Index(self.row_ids))
-        index = position.loc[found.flip_sets["train_id"]].to_numpy(dtype=np.intp)
-        labels = self.problem.encode(found.flip_sets["new_label"]).astype(np.intp)
-        influence = found.flip_sets["influence"].to_numpy()
-        flip = FlipSet(Relabelling(index, labels), influence, str(row["status"]), np.nan)
+        if label is not None:
+            self.problem.encode(np.asarray([label]))
+        found = answer(self.certified, evaluation, want)
         return contest(
             self.problem,
             self.rows,
             self.point,
             inputs.only_row(evaluation),
-            flip=flip,
-            k_lower=row["k_lower"],
-            k_paper=row["k_paper"],
-            k_estimate=row["k_estimate"],
+            flip=found.flip,
+            k_lower=found.k_lower,
+            k_paper=found.k_paper,
+            k_estimate=found.k_estimate,
             row_id=row_id,
             label=label,
             train_ids=self.row_ids,
             row_norms=self.fitted.row_norms,
             removal=removal,
+            want=found.want,
         )
 
     def rank(self, x: Any, method: str = "ip-relabel", *, seed: int = 0) -> Ranking:

@@ -67,7 +67,7 @@ def training_rows(
         raise RequestError(f"training rows: got {len(labels)} labels for {n} rows; pass one per row")
     if len(np.unique(labels)) < 2:
         raise RequestError(
-            f"training rows: got {n} labels of one class; pass the rows the model was trained on, every class among them"
+            f"training rows: got {n} labels of one class; pass the rows the model was trained on, of every class"
         )
     missing = sorted(set(range(len(problem.classes))) - set(np.unique(labels).astype(int)))
     if missing:

@@ -10,10 +10,13 @@ from sklearn.datasets import load_breast_cancer, load_iris
 from sklearn.feature_selection import SelectKBest
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV, RidgeClassifier
 from sklearn.model_selection import GridSearchCV
+from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
 
 from mlflow_relabel_audit.errors import RequestError, UnsupportedModelError
+from mlflow_relabel_audit.likelihood import Coupled, Separate
 from mlflow_relabel_audit.problem import as_matrix, read_problem, supervised_steps, unwrap
 from tests.versions import elastic
 
@@ -92,11 +95,42 @@ def test_unsupported_models_are_refused_with_a_remedy(model: object, message: st
         read_problem(model)
 
 
-def test_unfitted_and_multiclass_models_are_refused() -> None:
+def test_unfitted_models_are_refused() -> None:
     with pytest.raises(UnsupportedModelError, match="not fitted"):
         read_problem(LogisticRegression())
-    with pytest.raises(UnsupportedModelError, match="got 3 classes"):
-        read_problem(LogisticRegression(max_iter=1000).fit(*load_iris(return_X_y=True)))
+
+
+def test_several_classes_have_an_output_each() -> None:
+    X, y = load_iris(return_X_y=True)
+    model = LogisticRegression(max_iter=1000).fit(X, np.array(["a", "b", "c"])[y])
+    problem = read_problem(model)
+    assert problem.likelihood == Coupled(3)
+    assert problem.classes == ("a", "b", "c")
+    assert problem.theta.reshape(3, 5)[:, :4] == pytest.approx(model.coef_)
+    assert problem.theta.reshape(3, 5)[:, 4] == pytest.approx(model.intercept_)
+    assert problem.penalty.reshape(3, 5).tolist() == [[1.0] * 4 + [0.0]] * 3
+    assert problem.encode(["c", "a"]).tolist() == [2.0, 0.0]
+    scores = model.decision_function(X[:7])
+    assert pytest.approx(model.predict_proba(X[:7])) == problem.probabilities(scores.T).T
+    with pytest.raises(RequestError, match="3 classes, whose largest output decides"):
+        read_problem(model, threshold=0.3)
+
+
+def test_one_class_against_the_rest() -> None:
+    X, y = load_iris(return_X_y=True)
+    model = OneVsRestClassifier(LogisticRegression(solver="liblinear", class_weight={1: 2.0}, C=0.5)).fit(X, y)
+    problem = read_problem(model)
+    assert problem.likelihood == Separate(3)
+    assert problem.class_weight.fixed == (1.0, 2.0)
+    assert problem.penalty.tolist() == [2.0] * 15
+    scores = np.stack([each.decision_function(X[:7]) for each in model.estimators_])
+    assert pytest.approx(model.predict_proba(X[:7])) == problem.probabilities(scores).T
+    two = OneVsRestClassifier(LogisticRegression()).fit(X[:100], y[:100])
+    assert read_problem(two).likelihood == Separate(1)
+    with pytest.raises(UnsupportedModelError, match="OneVsRestClassifier of SVC"):
+        read_problem(OneVsRestClassifier(SVC()).fit(X, y))
+    with pytest.raises(UnsupportedModelError, match="several labels per row"):
+        read_problem(OneVsRestClassifier(LogisticRegression(max_iter=1000)).fit(X, 1 - np.eye(3, dtype=int)[y]))
 
 
 def test_steps_fitted_on_labels_are_named() -> None:

@@ -1,17 +1,46 @@
-"""One refit with relabelled rows, to the end: the witness the verified search is held against."""
+"""Refits with relabelled rows, to the end: many at once, and one by Newton as the witness of the search."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
 from mlflow_relabel_audit.curvature import StationaryPoint
 from mlflow_relabel_audit.curvature.stationary import refit
-from mlflow_relabel_audit.flips.refit import ROUNDING
+from mlflow_relabel_audit.flips.proof import ROUNDING
+from mlflow_relabel_audit.flips.refit import CONVERGED, RefitBlock
 from mlflow_relabel_audit.flips.relabelling import Relabelling
 from mlflow_relabel_audit.problem import FloatArray, Problem
 from mlflow_relabel_audit.rows import Rows
+
+MAX_STEPS, REFERENCE_AFTER = 120, 12
+"""Iterations of a refit to the end, and after how many of them a column gets a reference of its own."""
+
+
+def converged(
+    block: RefitBlock, targets: FloatArray, directions: FloatArray, sets: list[Relabelling]
+) -> list[tuple[FloatArray, float, Callable[[FloatArray], FloatArray]]]:
+    """Refit every column to the end: coefficients, how far they can be off, and what solves with that norm's matrix."""
+    slots = np.arange(len(sets))
+    response = np.abs(block.rows.margins(directions)).T if block.rows.outputs == 1 else None
+    block.load(slots, targets, directions, response)
+    block.relabel(slots, sets)
+    followed = max(block.rows.n // 8, 1)
+    for step in range(1, MAX_STEPS + 1):
+        block.condition(slots)
+        far = slots[(block.decrements() > CONVERGED) | (block.kappa <= 0)]
+        if not far.size:
+            break
+        if step % REFERENCE_AFTER == 0:
+            for slot in far:
+                block.refresh(int(slot), followed)
+            block.condition(far)
+            followed = min(8 * followed, block.rows.n)
+        block.descend()
+    radii = block.radii()
+    return [(block.theta[:, slot], float(radii[slot]), block.reference(int(slot)).solve) for slot in slots]
 
 
 def exact_margin(
@@ -24,7 +53,7 @@ def exact_margin(
 ) -> tuple[float, float, FloatArray]:
     """Margin of one row after a refit by damped Newton steps to the end, its error, and theta.
 
-    The error is the plain bound of the proof in `refit`, with the refit's Hessian for H, so kappa = 1.
+    The error is the plain bound of `proof`, with the refit's Hessian for H, so kappa = 1.
 
     Raises
     ------

@@ -2,7 +2,7 @@ r"""A lower bound of k for several outputs, from self-concordance alone.
 
 Relabelling a set S moves the gradient at theta by c_S, so that ``theta_S - theta = delta`` solves
 ``c_S + Hbar delta = 0`` with the secant Hessian ``Hbar >= phi(rho) H``, ``rho`` the largest move of an output against
-another one (`refit`, steps 2 and 6, with kappa = 1, as theta is the minimiser). With ``eps >= ||c_S||_{H^-1}`` and h
+another one (`proof`, steps 2 and 6, with kappa = 1, as theta is the minimiser). With ``eps >= ||c_S||_{H^-1}`` and h
 the largest row norm, ``1 - exp(-rho) <= h eps``. For ``u = H^-1 x_t``, steps 3 and 4 read
 
     -x_t . delta  <=  u . c_S + w / phi ||x_t|| eps   and   |x_t . delta| <= ||x_t|| eps / phi,   w = phi(-rho) - 1,

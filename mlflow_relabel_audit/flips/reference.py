@@ -1,4 +1,4 @@
-"""How a reference Hessian compares with another, and how long rows are under it (steps 1 and 2 of `refit`)."""
+"""How a reference Hessian compares with another, and how long rows are under it (steps 1 and 2 of `proof`)."""
 
 from __future__ import annotations
 

@@ -8,42 +8,12 @@ of the training rows. The reference is H at the fitted point, shared by all; a c
 converges slowly is given its own, taken where it stands (`RefitBlock.refresh`), after which the steps are nearly
 Newton's.
 
-**The sign proof.** At theta let ``r = grad F_S(theta)``, ``delta = theta_S - theta``, ``d_i`` the curvature weights at
-theta and ``dbar_i = s_i (sigma(z_i + delta_i) - sigma(z_i)) / delta_i`` their secants, ``Hbar = X' diag(dbar) X + R``.
-Stationarity is the exact equation ``r + Hbar delta = 0``. Write H for the reference Hessian, d0 its weights,
-``h = max_i ||x_i||_{H^-1}`` and ``eps = ||r||_{H^-1}``.
-
-1. *Spectral bound.* ``X' diag(d) X + R >= kappa H`` with ``kappa = min(1, min_i d_i / d0_i)``, and also with
-   ``kappa = q - sum_i (q d0_i - d_i)_+ h_i^2`` for any q <= 1, because ``x_i x_i' <= h_i^2 H``. Under an own
-   reference that is at least kappa' times the shared one, ``h_i^2`` is at most the shared norm's over kappa'.
-2. *Localisation.* ``rho = max_i |delta_i|``. As sigma' falls at most by exp(-|s|) over a distance s,
-   ``dbar_i >= phi(rho) d_i`` with ``phi(rho) = (1 - exp(-rho)) / rho``, so ``Hbar >= phi(rho) kappa H`` and
-   ``|delta_i| <= h eps / (kappa phi(rho))``, that is ``1 - exp(-rho) <= a := h eps / kappa``. Where a < 1,
-   ``rho <= -log(1 - a)``; where not, nothing is claimed.
-3. *Goal-oriented bound.* For ``u = H^-1 x_t``: ``x_t . delta = -u . r + (x_t - Hbar u) . delta``, and
-   ``x_t - Hbar u = X' ((d0 - dbar) * (X u))``, so by Cauchy-Schwarz in the dbar-weighted product
-   ``|x_t . delta + u . r| <= sqrt(sum_i (d0_i - dbar_i)^2 response_i^2 / dbar_i) E``, ``E <= eps / sqrt(kappa phi)``.
-   With ``dbar = t d``, t in [phi(rho), phi(-rho)], the root is at most ``(sqrt(Q) + w sqrt(C)) / sqrt(phi)`` with
-   ``Q = sum (d0 - d)^2 response^2 / d``, ``C = sum d response^2``, ``w = phi(-rho) - 1``.
-4. *Plain bound.* ``|x_t . delta| <= ||x_t||_{H^-1} eps / (kappa phi)``.
-
-5. *Moves.* Relabelling one more row moves r by ``a_i x_i`` and so eps by ``|a_i| h_i`` at most: a sign may be proved
-   for a neighbouring k without solving with H again.
-
-6. *Several outputs.* Under a softmax W_i takes the place of d_i and c that of d (see `likelihood`), the range of a
-row's move that of ``|delta_i|``, and h_i is the largest norm of a difference of its outputs. 1 holds with
-``c >= kappa c0`` output by output, and with ``kappa = q - sum_i h_i^2 sum_m (q c0_im - c_im)_+``; 2 because c falls at
-most by exp(-range); in 3 the secant W lies between ``phi(rho) W`` and ``phi(-rho) W``, and the norm of
-``v = (W0 - W) response``, which sums to zero, is ``sum_m v_m^2 / c_m``; the response then needs its sign, in float64.
-
-The margin after the refit is thus known to within an interval from either bound; a sign is proved where one of
-them leaves zero outside. ``response`` may be any upper bound of ``|x_i . u|`` in 3, which absorbs its float32 rounding.
+When a sign is proved is told in `proof`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -52,6 +22,7 @@ from mlflow_relabel_audit.curvature import Curvature, StationaryPoint
 from mlflow_relabel_audit.curvature.sparse import FEW
 from mlflow_relabel_audit.flips import passes
 from mlflow_relabel_audit.flips.passes import Cells, Kept, OwnCells, Weighing
+from mlflow_relabel_audit.flips.proof import Near, interval
 from mlflow_relabel_audit.flips.reference import EXACT_NORMS, LEAST_KAPPA, SPECTRAL_LEVELS, largest_norm, spectral_bound
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect, Relabelling
 from mlflow_relabel_audit.problem import FloatArray, IntArray, Problem
@@ -66,10 +37,6 @@ KEPT_BYTES = 2**28
 """What is kept beside the rows between passes at most; beyond that, passes compute it anew."""
 CONVERGED = 1e-18
 """Squared norm of a gradient that further descent cannot shrink."""
-MAX_STEPS, REFERENCE_AFTER = 120, 12
-"""Iterations of a refit to the end, and after how many of them a column gets a reference of its own."""
-ROUNDING = 1e-10
-"""Relative slack for float64 rounding in the sums of the sign proof."""
 
 
 def keeps(rows: Rows, width: int) -> bool:
@@ -392,36 +359,17 @@ class RefitBlock:
 
     def prove(self) -> tuple[FloatArray, FloatArray]:
         """Margin after the refit, and a bound on the estimate's error (inf where none holds), each of shape (B,)."""
-        # a relabelled row moves the gradient by a_i x_i, and its norm by |a_i| h_i at most
-        epsilon: FloatArray = (self._epsilon + self._stray) * (1.0 + ROUNDING)
         here = self.margins()
-        estimate = here - np.einsum("ij,ij->j", self.u, self.gradient)
-        kappa = np.maximum(self.kappa, 0.0)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            a = self._norm_max * epsilon / kappa
-            rho = np.where(a < 1.0, -np.log1p(-np.minimum(a, 1.0)), np.inf)
-            phi = np.where(rho > 0, -np.expm1(-rho) / rho, 1.0)
-            grown = np.where(rho > 0, np.expm1(rho) / rho, 1.0)
-            energy = epsilon / np.sqrt(kappa * phi)
-            goal = (np.sqrt(self._q) + (grown - 1.0) * np.sqrt(self._c)) / np.sqrt(phi) * energy
-            plain = self._target_norm * epsilon / (kappa * phi)
-        slack = ROUNDING * (1.0 + np.abs(here) + self._target_norm)
-        goal = np.where(np.isfinite(goal), goal, np.inf) + slack
-        plain = np.where(np.isfinite(plain), plain, np.inf) + slack
-        # the plain interval is centred on the present margin: keep whichever proves more
-        better = np.abs(here) - plain > np.abs(estimate) - goal
-        return np.where(better, here, estimate), np.where(better, plain, goal)
+        shift = np.einsum("ij,ij->j", self.u, self.gradient)
+        return interval(here, here - shift, self._target_norm, self._near(), np.sqrt(self._q), np.sqrt(self._c))
 
     def radii(self) -> FloatArray:
-        """How far each column can be from its minimiser, in its reference's norm (step 4); inf where unknown."""
-        epsilon: FloatArray = (self._epsilon + self._stray) * (1.0 + ROUNDING)
-        kappa = np.maximum(self.kappa, 0.0)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            a = self._norm_max * epsilon / kappa
-            rho = np.where(a < 1.0, -np.log1p(-np.minimum(a, 1.0)), np.inf)
-            phi = np.where(rho > 0, -np.expm1(-rho) / rho, 1.0)
-            radius = epsilon / (kappa * phi)
-        return np.where(np.isfinite(radius), radius, np.inf)
+        """How far each column can be from its minimiser, in its reference's norm; inf where unknown."""
+        return self._near().radius
+
+    def _near(self) -> Near:
+        # a relabelled row moves the gradient by a_i x_i, and its norm by |a_i| h_i at most
+        return Near.of(self._epsilon + self._stray, self.kappa, self._norm_max)
 
     def reference(self, slot: int) -> Curvature:
         """The reference of a column."""
@@ -485,27 +433,3 @@ class RefitBlock:
             if not moving.size:
                 break
         return best
-
-
-def converged(
-    block: RefitBlock, targets: FloatArray, directions: FloatArray, sets: list[Relabelling]
-) -> list[tuple[FloatArray, float, Callable[[FloatArray], FloatArray]]]:
-    """Refit every column to the end: coefficients, how far they can be off, and what solves with that norm's matrix."""
-    slots = np.arange(len(sets))
-    response = np.abs(block.rows.margins(directions)).T if block.rows.outputs == 1 else None
-    block.load(slots, targets, directions, response)
-    block.relabel(slots, sets)
-    followed = max(block.rows.n // 8, 1)
-    for step in range(1, MAX_STEPS + 1):
-        block.condition(slots)
-        far = slots[(block.decrements() > CONVERGED) | (block.kappa <= 0)]
-        if not far.size:
-            break
-        if step % REFERENCE_AFTER == 0:
-            for slot in far:
-                block.refresh(int(slot), followed)
-            block.condition(far)
-            followed = min(8 * followed, block.rows.n)
-        block.descend()
-    radii = block.radii()
-    return [(block.theta[:, slot], float(radii[slot]), block.reference(int(slot)).solve) for slot in slots]

@@ -4,7 +4,7 @@ For every prediction a bracket is kept: the largest k whose refit is proved not 
 refit is proved to. While the refits of a block run, each column aims at the k where its own refitted margin
 points, by a secant on the cumulative influence, long before it has converged; a sign proved for one k often
 proves its neighbour for nothing, since relabelling one more row moves the gradient by one known vector.
-The search ends where the bracket closes: k flips, k - 1 does not, both proved (see `refit`).
+The search ends where the bracket closes: k flips, k - 1 does not, both proved (see `proof`).
 """
 
 from __future__ import annotations

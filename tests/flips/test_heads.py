@@ -9,9 +9,10 @@ import pytest
 import scipy.sparse as sp
 
 from mlflow_relabel_audit.flips import heads
-from mlflow_relabel_audit.flips.heads import Apart, Held, stride_of
+from mlflow_relabel_audit.flips.heads import Apart, Held
 from mlflow_relabel_audit.flips.order import estimate
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect
+from mlflow_relabel_audit.likelihood import TWO_CLASSES
 from mlflow_relabel_audit.rows import Rows, Spool, store
 from tests.flips.fitting import Fitted, fitted
 
@@ -97,8 +98,11 @@ def test_depths_against_a_full_sort(
     values = np.ascontiguousarray((X @ narrow).T.astype(np.float32) * coefficient)
     source: Any = Held.of(values)
     if elsewhere:
-        stride = stride_of(1200)
-        source = Apart(rows, narrow, coefficient, None, np.zeros(9, dtype=np.float32), rows.every(stride), stride)
+        effect = RelabelEffect(
+            -coefficient.astype(np.float64), np.ones(1200), np.zeros(4), True,
+            TWO_CLASSES, np.zeros(1200, dtype=np.intp), np.full((1200, 1), 0.5), np.ones((2, 1)),
+        )  # fmt: skip
+        source = Apart(rows, effect, narrow[:, None], np.zeros(9))
         cells = source.reaching(np.arange(9), np.full(9, heads.TINY))
         values = np.zeros((9, 1200), dtype=np.float32)
         values[cells[0], cells[1]] = cells[2]
