@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mlflow_relabel_audit.analyses.grouping import Attribute
 from mlflow_relabel_audit.analyses.group_metrics import EXCESS, FLIPS, RATES, metrics_by_group
 from mlflow_relabel_audit.analyses.group_statistics import holm
+from mlflow_relabel_audit.analyses.grouping import Attribute
 from mlflow_relabel_audit.problem import FloatArray
 
 COUNTED_BY_CLASS = ("n_positive", "n_negative")

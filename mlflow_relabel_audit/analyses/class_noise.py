@@ -181,14 +181,15 @@ def _transitions(
 ) -> tuple[FloatArray, LabelTransitions]:
     """Out-of-fold log-probabilities of the training rows (n, K), and how the labels follow them."""
     log_probability = _log_probability(problem, out.margin)
-    clean = () if clean_rows is None else (_log_probability(problem, clean_rows.margins(out.theta)), clean_rows.y)
     powers = (1.0, INTERVAL_POWER)
     if rows.coordinates > rows.n:
         powers = BLIND_POWERS if clean_rows is None else WIDE_POWERS
     elif clean_rows is None and rows.coordinates * ROWS_PER_FEATURE > rows.n:
         powers = CROWDED_POWERS
-    named = {"power": powers[0], "interval_power": powers[1]}
-    return log_probability, fit_label_transitions(log_probability, rows.y, *clean, **named)
+    clean_log_probability = clean_label = None
+    if clean_rows is not None:
+        clean_log_probability, clean_label = _log_probability(problem, clean_rows.margins(out.theta)), clean_rows.y
+    return log_probability, fit_label_transitions(log_probability, rows.y, clean_log_probability, clean_label, *powers)
 
 
 def _log_probability(problem: Problem, outputs: FloatArray) -> FloatArray:
@@ -297,7 +298,10 @@ def _cautions(problem: Problem, rows: Rows, found: ClassEvidence, size: IntArray
         message = "The rate is read off the training labels alone; labelled evaluation rows would narrow it."
         out.append(Finding("N005", "info", message, applicable=False))
     if rows.coordinates > rows.n:
-        message = f"More features ({rows.coordinates}) than rows ({rows.n}): the outputs' own errors can pass for wrong labels."
+        message = (
+            f"More features ({rows.coordinates}) than rows ({rows.n}): the outputs' own errors can pass for wrong "
+            "labels."
+        )
         out.append(Finding("N006", "info", message))
     if found.out.multiplier <= 0.1 and (problem.penalty > 0).any():
         message = (

@@ -106,7 +106,7 @@ def correction(
             f"of the {2 * MIN_HALF} it needs."
         )
     choosing = _half(truth, seed)
-    shape = {"intercept": rows.intercept, "outputs": rows.outputs}
+    shape: dict[str, Any] = {"intercept": rows.intercept, "outputs": rows.outputs}
     evaluation = Rows(eval_features, truth, np.ones(len(truth)), **shape)
     chosen_rows = Rows(eval_features[choosing], truth[choosing], np.ones(choosing.sum()), **shape)
     if rows.outputs > 1:

@@ -57,7 +57,8 @@ class NoiseResult:
         one row per training row, in their order: ``train_id``, ``label`` and ``suggested_label`` (the model's
         own class values; the suggestion differs from the label for suspects only), ``score`` (probability, 0
         to 1, that the label is wrong), ``probability_out_of_sample`` (of the positive class, by models that
-        did not see the row; of more than two classes, of the label), ``flip_set_count`` (Int64, missing where no flip sets were given).
+        did not see the row; of more than two classes, of the label), ``flip_set_count`` (Int64, missing where no
+        flip sets were given).
     suspects : DataFrame
         the flagged rows, highest score first, with ``level``: "sure" (more likely wrong than right) or
         "check" (worth a look).

@@ -1,6 +1,7 @@
 """How k and accuracy fall as noise is injected into the training labels.
 
-A growing share of the labels is replaced by tosses of a coin, or of a die with a side per class (or by other classes), the model is refitted, and k is
+A growing share of the labels is replaced by tosses of a coin, or of a die with a side per class (or by other
+classes), the model is refitted, and k is
 estimated for a sample of evaluation rows. k measures how far the labels agree beyond what a prediction needs,
 so it falls from the first noisy labels on, while accuracy holds until few of them are left.
 """
@@ -113,7 +114,7 @@ def noise_curve(
         raise RequestError(f"noise curve: got {total} evaluation rows and {labels} labels; pass a label per row")
     rng = np.random.default_rng(seed)
     chosen = np.sort(rng.permutation(total)[:predictions])
-    shape = {"intercept": rows.intercept, "outputs": rows.outputs}
+    shape: dict[str, Any] = {"intercept": rows.intercept, "outputs": rows.outputs}
     everything = Rows(eval_features, np.zeros(total), np.ones(total), **shape)
     sample = Rows(eval_features[chosen], np.zeros(len(chosen)), np.ones(len(chosen)), **shape)
     truth = None if eval_labels is None else np.asarray(eval_labels, dtype=np.float64)
