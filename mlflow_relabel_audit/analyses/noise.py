@@ -53,7 +53,8 @@ class NoiseResult:
         one row per training row, in their order: ``train_id``, ``label`` and ``suggested_label`` (the model's
         own class values; the suggestion differs from the label for suspects only), ``score`` (probability, 0
         to 1, that the label is wrong), ``probability_out_of_sample`` (of the positive class, by models that
-        did not see the row), ``flip_set_count`` (Int64, missing where no flip sets were given).
+        did not see the row; of more than two classes, of the label), ``flip_set_count`` (Int64, missing where no
+        flip sets were given).
     suspects : DataFrame
         the flagged rows, highest score first, with ``level``: "sure" (more likely wrong than right) or
         "check" (worth a look).
@@ -132,7 +133,7 @@ def noise_audit(
     RequestError
         Evaluation features without labels or the reverse, or lengths that do not fit.
     """
-    ids, counts = _row_columns(rows, row_ids, flip_counts)
+    ids, counts = row_columns(rows, row_ids, flip_counts)
     smallest = int(min(rows.y.sum(), rows.n - rows.y.sum()))
     if smallest < MIN_CLASS_ROWS:
         message = f"noise: the rarer class has {smallest} training rows; five folds need at least {MIN_CLASS_ROWS}"
@@ -278,7 +279,8 @@ def _evaluation(rows: Rows, features: Any, labels: Any) -> Rows | None:
     return Rows(features, label, np.ones(len(label)), intercept=rows.intercept)
 
 
-def _row_columns(rows: Rows, row_ids: Any, flip_counts: Any) -> tuple[Any, pd.api.extensions.ExtensionArray]:
+def row_columns(rows: Rows, row_ids: Any, flip_counts: Any) -> tuple[Any, pd.api.extensions.ExtensionArray]:
+    """The columns ``train_id`` and ``flip_set_count``: positions, and missing, where they are not given."""
     ids = np.arange(rows.n) if row_ids is None else row_ids
     counts = [pd.NA] * rows.n if flip_counts is None else flip_counts
     for name, values in (("row_ids", ids), ("flip_counts", counts)):
