@@ -46,6 +46,5 @@ print(f"\n{new[0]!r} is {predicted}; labels to change so that it becomes")
 for topic in TOPICS:
     if topic != predicted:
         contest = auditor.contest([new[0]], want=topic)
-        print(
-            f"  {topic:>7}: {contest.k}, its probability then {contest.by_class_after[contest.classes.index(topic)]:.2f}"
-        )
+        after = contest.by_class_after[contest.classes.index(topic)]
+        print(f"  {topic:>7}: {contest.k}, its probability then {after:.2f}")
