@@ -68,6 +68,8 @@ class ContestResult:
         signed), cumulative_margin and cumulative_probability (estimates with it and those before it changed).
     wanted : Any
         the class flipped to.
+    any_change : bool
+        whether k and k_lower are about any other class, not the wanted one alone.
     margin_after, probability_after : float or None
         of the model refitted with the whole set relabelled; None without a set, or where the refit's sign
         could not be proved.
@@ -101,6 +103,7 @@ class ContestResult:
     n_train: int
     classes: tuple[Any, ...]
     wanted: Any
+    any_change: bool = True
 
 
 class SharedFeature(NamedTuple):
@@ -136,6 +139,7 @@ def contest(
     row_norms: FloatArray | None = None,
     removal: bool = True,
     want: int | None = None,
+    any_change: bool = True,
     algorithm: int = 1,
     max_removed: int | None = None,
 ) -> ContestResult:
@@ -161,6 +165,8 @@ def contest(
         also find rows whose removal flips the decision (searched by refits, see `removal_sets`).
     want : int, optional
         code of the class that the set flips to; the next in line by default.
+    any_change : bool
+        whether k and k_lower are about any other class.
     algorithm : {1, 2}
         of the removal's order.
     max_removed : int, optional
@@ -224,6 +230,7 @@ def contest(
         n_train=rows.n,
         classes=problem.classes,
         wanted=problem.classes[decision.wanted],
+        any_change=any_change or problem.outputs == 1,
     )
 
 
