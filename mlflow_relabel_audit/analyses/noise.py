@@ -10,7 +10,7 @@ shown as evidence; it does not rank.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -43,6 +43,15 @@ BLIND_POWER = 0.1
 rare words bend the clean curve, which passes for noise in one class unless the likelihood is held back."""
 
 
+class Evidence(Protocol):
+    """What the scores of training labels rest on."""
+
+    @property
+    def wrong(self) -> FloatArray:
+        """Probability that each label is wrong, shape (n,)."""
+        ...
+
+
 @dataclass(frozen=True)
 class NoiseResult:
     """What the noise audit found.
@@ -63,7 +72,7 @@ class NoiseResult:
     summary : dict
         ``noise_rate``, ``noise_rate_low``, ``noise_rate_high``, ``suspect_count``; finite values only.
     findings : tuple of Finding
-    evidence : LabelEvidence or None
+    evidence : LabelEvidence, ClassEvidence or None
         what the scores rest on; None where the audit does not apply.
     """
 
@@ -72,7 +81,7 @@ class NoiseResult:
     noise_rate: tuple[float, float, float]
     summary: dict[str, float]
     findings: tuple[Finding, ...]
-    evidence: LabelEvidence | None = field(default=None, repr=False)
+    evidence: Evidence | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)

@@ -164,10 +164,9 @@ def _group_table(groups: pd.DataFrame, context: ReportContext) -> Table:
         "k against the others', adjusted p",
         "Training rows",
     )
-    if context.several:  # the others are by class
-        details = [(row[2], *row[6:]) for row in details]
-        labels = (labels[2], *labels[6:])
-    return Table(columns, sort=len(columns), details=details, detail_labels=labels)
+    own = (2, 6, 7, 8) if context.several else range(len(labels))  # the others are by class
+    shown = [tuple(row[place] for place in own) for row in details]
+    return Table(columns, sort=len(columns), details=shown, detail_labels=tuple(labels[place] for place in own))
 
 
 def _rates(part: pd.DataFrame, positive: str) -> list[Column]:
