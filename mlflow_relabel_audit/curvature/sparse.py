@@ -201,9 +201,9 @@ def _pairs(rows: Any) -> Iterator[tuple[int, int, IntArray, IntArray]]:
 def inverse_entries(elimination: Elimination, dense: FloatArray) -> InverseEntries:
     """The inverse's entries wherever the elimination has weights, columns counted in its order.
 
-    ``dense`` is the inverse of what is left. With Z the inverse of what a round leaves, ``H^-1`` is ``D^-1 + W' Z W`` for
-    the round itself and ``-W' Z`` beside it, so each round's entries follow from those of later ones at pairs of the
-    same columns (Takahashi, Fagan and Chen, 1973). Where a pair has cancelled to nothing, NaN says so.
+    ``dense`` is the inverse of what is left. With Z the inverse of what a round leaves, ``H^-1`` is ``D^-1 + W' Z W``
+    for the round itself and ``-W' Z`` beside it, so each round's entries follow from those of later ones at pairs of
+    the same columns (Takahashi, Fagan and Chen, 1973). Where a pair has cancelled to nothing, NaN says so.
     """
     p = len(elimination.order)
     known = InverseEntries(np.arange(p), dense, np.zeros(0, dtype=np.int64), np.zeros(0))
