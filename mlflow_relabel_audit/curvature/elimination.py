@@ -90,6 +90,7 @@ class Elimination:
         while True:
             alone = np.zeros(rest.shape[0], dtype=bool)
             alone[independent(rest)] = True
+            alone[-1] &= not alone.all()  # something is left to factor
             inside, outside = np.flatnonzero(alone), np.flatnonzero(~alone)
             below = rest[outside]
             coupling = below[:, inside]

@@ -10,7 +10,7 @@ import scipy.sparse as sp
 
 from mlflow_relabel_audit.curvature import factor, load_hessian, save_hessian
 from mlflow_relabel_audit.curvature.elimination import Elimination, independent
-from mlflow_relabel_audit.curvature.sparse import InverseEntries, SparsePrimalCurvature, sparse_forms
+from mlflow_relabel_audit.curvature.sparse import InverseEntries, SparsePrimalCurvature, inverse_entries, sparse_forms
 from mlflow_relabel_audit.errors import SingularHessianError
 from mlflow_relabel_audit.rows import Rows
 from tests.flips.fitting import fitted
@@ -35,6 +35,14 @@ def case(penalty: float = 0.5, free: bool = True) -> tuple[Rows, np.ndarray, np.
     return rows, diagonal, R, full
 
 
+@pytest.fixture
+def many_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So small a case is worth one round only, unless sparse products are taken to be cheap."""
+    from mlflow_relabel_audit.curvature import elimination
+
+    monkeypatch.setattr(elimination, "SPARSE_FLOP", 8.0)
+
+
 def test_chosen_columns_have_no_entry_between_them() -> None:
     X = words()
     matrix = sp.csr_matrix(X.T @ X + sp.eye(P))
@@ -46,7 +54,7 @@ def test_chosen_columns_have_no_entry_between_them() -> None:
 
 @pytest.mark.parametrize("inverted", [True, False])
 @pytest.mark.parametrize("free", [True, False])
-def test_solve_and_row_norms(inverted: bool, free: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_solve_and_row_norms(inverted: bool, free: bool, many_rounds: None, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow_relabel_audit.curvature import sparse
 
     if not inverted:
@@ -73,6 +81,21 @@ def test_solve_and_row_norms(inverted: bool, free: bool, monkeypatch: pytest.Mon
     assert 0.2 * exact < curvature.condition < 1.01 * exact
 
 
+def test_entries_of_the_inverse_where_columns_met(many_rounds: None) -> None:
+    rows, diagonal, penalty, full = case()
+    hessian = full.T @ (diagonal[:, None] * full) + np.diag(penalty)
+    elimination, rest = Elimination.of(sp.csr_matrix(hessian))
+    found = inverse_entries(elimination, np.linalg.inv(rest.toarray()))
+    inverse = np.linalg.inv(hessian)[np.ix_(elimination.order, elimination.order)]
+    a, b = np.divmod(found.keys, rows.p)
+    assert len(elimination.rounds) > 1
+    assert np.all(np.diff(found.keys) > 0)
+    assert found.values == pytest.approx(inverse[a, b], rel=1e-9, abs=1e-13)
+    assert found.at(b[:50], a[:50]) == pytest.approx(inverse[a[:50], b[:50]], rel=1e-9, abs=1e-13)
+    apart = np.flatnonzero(np.isnan(found.at(np.zeros(rows.p, dtype=int), np.arange(rows.p))))
+    assert set(apart) == set(range(rows.p)) - set(b[a == 0])
+
+
 def test_other_weights() -> None:
     rows, diagonal, penalty, full = case()
     curvature = factor(rows, diagonal, penalty, "primal")
@@ -85,7 +108,7 @@ def test_other_weights() -> None:
     assert moved.solve(right) == pytest.approx(np.linalg.solve(hessian, right), rel=1e-9, abs=1e-11)
 
 
-def test_rows_that_were_not_trained_on() -> None:
+def test_rows_that_were_not_trained_on(many_rounds: None) -> None:
     rows, diagonal, penalty, full = case()
     curvature = factor(rows, diagonal, penalty, "primal")
     X = words(seed=5)
@@ -102,6 +125,23 @@ def test_columns_that_all_meet_are_left_as_they_are() -> None:
     assert elimination.rounds == ()
     assert elimination.left == 50
     assert np.array_equal(rest.toarray(), hessian.toarray())
+
+
+@pytest.mark.parametrize("intercept", [True, False])
+def test_one_word_a_row(intercept: bool) -> None:
+    """Nothing couples the words but the intercept: one column is left, whichever."""
+    rng = np.random.default_rng(6)
+    X = sp.csr_matrix((np.ones(3000), (np.arange(3000), rng.integers(0, P, 3000))), shape=(3000, P))
+    rows = Rows(X, np.zeros(3000), np.ones(3000), intercept=intercept)
+    penalty = np.full(rows.p, 0.4)
+    curvature = factor(rows, np.full(3000, 0.2), penalty, "primal")
+    full = np.hstack([X.toarray(), np.ones((3000, 1))]) if intercept else X.toarray()
+    right = rng.standard_normal((rows.p, 2))
+    exact = np.linalg.solve(0.2 * full.T @ full + np.diag(penalty), np.hstack([right, full[:50].T]))
+    assert curvature.order == 1
+    assert curvature.solve(right) == pytest.approx(exact[:, :2], rel=1e-9, abs=1e-11)
+    norms = np.sqrt(np.einsum("ij,ji->i", full[:50], exact[:, 2:]))
+    assert curvature.row_norms(rows)[:50] == pytest.approx(norms, rel=1e-9)
 
 
 def test_without_curvature_or_penalty_a_column_is_named() -> None:
@@ -124,7 +164,7 @@ def test_forms_touch_pairs_only(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sparse_forms(X, entries) == pytest.approx(dense)
 
 
-def test_round_trip(tmp_path: Path) -> None:
+def test_round_trip(many_rounds: None, tmp_path: Path) -> None:
     X = words(300)
     model = fitted(X=X, y=(np.arange(300) % 2).astype(float), C=0.05, sparse=True, kind="primal")
     assert isinstance(model.point.curvature, SparsePrimalCurvature)
