@@ -2,7 +2,8 @@
 
 Of two classes there is one other, and one margin. Of K there are K - 1: the class whose estimate is smallest is
 searched first, and another one only while its estimate stays below the k found, as a bound of the search. At k - 1 of
-the set that wins, the class it flips to does not lead yet; that no third class does is proved here, by a refit.
+the set that wins, the class it flips to does not lead yet; that no third class does is proved here, by a refit. Which
+class leads at k, a third one perhaps, is read off another.
 """
 
 from __future__ import annotations
