@@ -101,7 +101,7 @@ def test_k_flips_and_one_less_does_not(case):
         changes = result.flip_sets[result.flip_sets["row_id"] == row["row_id"]]
         assert changes["train_id"].is_unique
         assert (changes["train_label"] != changes["new_label"]).all()
-        assert said(model, refit(model, X, y, changes), one(X_new, i)) != row["predicted"]
+        assert said(model, refit(model, X, y, changes), one(X_new, i)) == row["flips_to"] != row["predicted"]
         assert said(model, refit(model, X, y, changes[:-1]), one(X_new, i)) == row["predicted"]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -188,11 +188,6 @@ def contest(
         raise RequestError(f"contest: got {len(ids)} training ids for {rows.n} training rows; pass one per row")
     decision = Decision.on(problem, point.theta, x, want)
     after = refitted(problem, rows, point, decision, flip.change, row_norms) if len(flip.change) else None
-    if after is not None and flip.status == VERIFIED:
-        leads = int(np.argmax(decision.probabilities(after[1]))) if problem.outputs > 1 else decision.wanted
-        if leads not in (decision.predicted, decision.wanted):  # a third class is ahead of the one that overtook
-            decision = replace(decision, wanted=leads)
-            after = refitted(problem, rows, point, decision, flip.change, row_norms)
     margin = decision.margin(point.theta)
     features = x[:-1] if rows.intercept else x
     side = None
