@@ -85,7 +85,7 @@ def scope_options(threshold: str) -> Callable[[Command], Command]:
             "--threshold",
             metavar="T",
             type=click.FloatRange(0, 1, min_open=True, max_open=True),
-            help=f"Probability from which the second class is predicted.  [default: {threshold}]",
+            help=f"Probability from which the second of two classes is predicted.  [default: {threshold}]",
         ),
         click.option(
             "--max-predictions", metavar="N", type=click.IntRange(min=1), help="Audit a sample of N evaluation rows."
@@ -121,6 +121,25 @@ def scale_options(command: Command) -> Command:
             help="Work on a Dask cluster: tcp://HOST:PORT of its scheduler, or local.",
         ),
     )(command)
+
+
+def named_files(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    """Values ``NAME=FILE`` as a mapping.
+
+    Raises
+    ------
+    RequestError
+        A value of another form, or a name given twice.
+    """
+    files: dict[str, str] = {}
+    for value in values:
+        name, found, file = value.partition("=")
+        if not (name and found and file):
+            raise RequestError(f"{parameter.opts[0]}: got {value!r}; write NAME=FILE, as biased=biased_ids.csv")
+        if name in files:
+            raise RequestError(f"{parameter.opts[0]}: got {name!r} twice; give each set a name of its own")
+        files[name] = file
+    return files
 
 
 def chosen_model(run_id: str | None, model_uri: str | None) -> tuple[str | None, str | None]:

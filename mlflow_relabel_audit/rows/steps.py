@@ -79,15 +79,20 @@ def gram(block: RowBlock, diagonal: FloatArray) -> tuple[Any, FloatArray]:
 def part_gram(block: RowBlock, index: IntArray, diagonal: FloatArray) -> tuple[Any]:
     """``X_S' diag(diagonal) X_S`` over the rows at ``index``, ones included, by a symmetric product."""
     out: Any = 0.0
+    edge = np.zeros(block.p)  # of the column of ones, which is not copied beside dense rows
     for start in range(0, len(index), 4096):  # a copy of so many rows at a time, not of them all
         some = slice(start, start + 4096)
-        part, root = block.take(index[some]), np.sqrt(diagonal[some])[:, None]
+        root = np.sqrt(diagonal[some])
         if block.sparse:
-            part = part.multiply(root).tocsr()
+            part = block.take(index[some]).multiply(root[:, None]).tocsr()
         else:
-            part *= root
+            part = block.features[index[some]].astype(np.float64, copy=False)
+            part *= root[:, None]
+            edge += np.append(root @ part, root @ root)[: block.p]
         out = part.T @ part if start == 0 else out + part.T @ part
-    return (out,)
+    if block.sparse or not block.intercept:
+        return (out,)
+    return (np.block([[out, edge[:-1, None]], [edge[None, :]]]),)
 
 
 @picks_rows
@@ -132,6 +137,12 @@ def quadratic(block: RowBlock, out: FloatArray, matrix: FloatArray) -> None:
         turned = part @ matrix
         square = part.multiply(turned).sum(axis=1) if piece.sparse else np.einsum("ij,ij->i", part, turned)
         out[within] = np.maximum(np.asarray(square).ravel(), 0.0)
+
+
+def lowest(block: RowBlock) -> tuple[float]:
+    """The smallest entry of the features."""
+    features = block.features
+    return (float(features.min()) if min(features.shape) else 0.0,)
 
 
 @picks_rows
