@@ -23,6 +23,7 @@ from mlflow_relabel_audit import __version__
 from mlflow_relabel_audit.cli import COMMANDS, main, tables
 from mlflow_relabel_audit.cli.console import progress_bar, quiet
 from mlflow_relabel_audit.errors import GateFailedError, RequestError, StoreError
+from mlflow_relabel_audit.rows import Spool, store
 
 NOWHERE = "http://127.0.0.1:9"
 TRAIN = """
@@ -328,6 +329,33 @@ def test_a_scheduler_that_is_not_there_exits_3(logged, monkeypatch):
     done = CliRunner().invoke(main, [*words, "--train-data", "train.parquet", "--target", "label"])
     assert done.exit_code == 3
     assert "dask tcp://127.0.0.1:1: no scheduler with workers answers" in done.output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["other columns", "vanished"])
+def test_rows_in_parts_that_cannot_be_read_exit_3(fault, logged, tmp_path, monkeypatch):
+    folder, run_id, _ = logged
+    monkeypatch.chdir(folder)
+    frame, rows = pd.read_parquet("train.parquet"), tmp_path / "rows"
+    rows.mkdir()
+    frame[:200].to_parquet(rows / "a.parquet")
+    last = frame[200:].drop(columns="mean area") if fault == "other columns" else frame[200:]
+    last.to_parquet(rows / "b.parquet")
+    if fault == "vanished":
+        add = Spool.add
+
+        def vanishing(self, features):
+            (rows / "b.parquet").unlink(missing_ok=True)
+            add(self, features)
+
+        monkeypatch.setattr(Spool, "add", vanishing)
+        monkeypatch.setattr(store, "BLOCK_BYTES", 8 * 6 * 100)
+    words = ["audit", "--tracking-uri", "sqlite:///mlflow.db", "--run-id", run_id, "--memory-limit", "64MiB"]
+    done = CliRunner().invoke(main, [*words, "--train-data", str(rows), "--target", "label"])
+    assert done.exit_code == 3, (done.output, done.exception)
+    assert done.stderr.count("\n") == 1
+    assert str(rows / "b.parquet") in done.stderr
+    assert ("no column 'mean area'" if fault == "other columns" else "cannot be read") in done.stderr
 
 
 @pytest.mark.slow

@@ -276,7 +276,9 @@ class RefitBlock:
 
     def _pass(self, step: Step, *arguments: Any, join: Join, vectors: tuple[FloatArray, ...] = ()) -> tuple[Any, ...]:
         """One pass over the rows, which weigh and are labelled as each column has them."""
-        by_row = (part.reshape(self.rows.n, -1) for part in (self.point.weight, *vectors))
+        by_row = (self.point.weight, *vectors)
+        if self.rows.outputs > 1:  # vectors themselves, not views of them, stay with the workers between passes
+            by_row = tuple(part.reshape(self.rows.n, -1) for part in by_row)
         along = (self.rows.y, self.rows.base_weight, *by_row)
         step = KEEPING[step] if self._moment.live else step
         found = self.rows.reduce(step, *arguments, self._weighing(), join=join, along=along, each=self._cells_in)
