@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mlflow_relabel_audit.rows.rows import Rows
-from mlflow_relabel_audit.rows.store import Call, Join, Step, Store, fold
+from mlflow_relabel_audit.rows.store import Call, Fold, Join, Step, Store
 
 
 class JoinedStore:
@@ -37,10 +37,12 @@ class JoinedStore:
         self, step: Step, calls: Iterable[Call], along: Sequence[Any], arguments: tuple[Any, ...], join: Join
     ) -> tuple[Any, ...] | None:
         """Run the step on every block and join the results of each store, then those of the two."""
-        results = [
-            part.reduce(step, asked, slices, arguments, join) for part, asked, slices in self._split(calls, along)
-        ]
-        return fold((result for result in results if result is not None), join)
+        both = Fold(join)
+        for number, (part, asked, slices) in enumerate(self._split(calls, along)):
+            result = part.reduce(step, asked, slices, arguments, join)
+            if result is not None:
+                both.add(number, result)
+        return both.result()
 
     def _split(self, calls: Iterable[Call], along: Sequence[Any]) -> Iterator[tuple[Store, list[Call], list[Any]]]:
         first, second = self.parts
