@@ -124,7 +124,7 @@ def audit(
     model_name : str, optional
         Which model, where the run logged several.
     threshold : float, optional
-        Probability above which the second class is predicted; 0.5 by default.
+        Probability above which the second of two classes is predicted; 0.5 by default, and for more classes.
     max_predictions : int, optional
         Audit a random sample of this many evaluation rows, the same one every time.
     noise_curve : bool
@@ -228,6 +228,7 @@ def contest(
     model_uri: str | None = None,
     *,
     row: Any,
+    want: Any = None,
     model_name: str | None = None,
     threshold: float | None = None,
     removal: bool = True,
@@ -243,8 +244,10 @@ def contest(
     ----------
     row : str or the type of the ids
         Id of a row of the evaluation data; its position where no ``id_column`` names the rows.
+    want : optional
+        The class that the set must make the prediction; by default any other than the predicted one.
     removal : bool
-        Also find training rows whose removal flips the decision.
+        Also find training rows whose removal flips the decision; of two classes only.
 
     The others are those of `audit`, and so are the errors.
     """
@@ -257,10 +260,10 @@ def contest(
         rows = subject.evaluation
         with tracking.caught_warnings() as caught:
             result = subject.auditor.contest(
-                rows.X, removal, row_id=rows.row_ids[0], label=None if rows.y is None else rows.y[0]
+                rows.X, removal, want=want, row_id=rows.row_ids[0], label=None if rows.y is None else rows.y[0]
             )
         context = report_context(subject, include_rows, caught)
-        path = f"contest/{tracking.file_name(row)}.html"
+        path = f"contest/{tracking.file_name(row if want is None else f'{row}-to-{want}')}.html"
         page = tracking.text_file(folder, path, reports.render_contest(result, context))
         manifest = manifest_of(subject, None, [page])
         logged, messages = log, context.messages

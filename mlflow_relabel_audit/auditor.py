@@ -15,8 +15,10 @@ import pandas as pd
 from mlflow_relabel_audit import inputs
 from mlflow_relabel_audit.analyses.bias import BiasResult, bias_audit
 from mlflow_relabel_audit.analyses.checkpoint import Checkpoint
+from mlflow_relabel_audit.analyses.class_noise import class_noise_audit
 from mlflow_relabel_audit.analyses.contest import ContestResult, contest
 from mlflow_relabel_audit.analyses.correction import Correction, correction, not_measured
+from mlflow_relabel_audit.analyses.decision import answer
 from mlflow_relabel_audit.analyses.noise import NoiseResult, noise_audit
 from mlflow_relabel_audit.analyses.robustness import (
     Fitted,
@@ -30,9 +32,8 @@ from mlflow_relabel_audit.curvature.reuse import Stored, fingerprint, stationary
 from mlflow_relabel_audit.errors import RequestError
 from mlflow_relabel_audit.flips.certificate import Certificate
 from mlflow_relabel_audit.flips.rankings import Ranking, direction_norms, rank
-from mlflow_relabel_audit.flips.relabelling import RelabelEffect, Relabelling
+from mlflow_relabel_audit.flips.relabelling import RelabelEffect
 from mlflow_relabel_audit.flips.removal import removal_frame, removal_sets
-from mlflow_relabel_audit.flips.search import FlipSet
 from mlflow_relabel_audit.problem import FloatArray, read_problem, supervised_steps, unwrap
 from mlflow_relabel_audit.rows import Rows
 
@@ -250,7 +251,9 @@ class Auditor:
         """All that the predictions of evaluation rows depend on."""
         return (self.fingerprint, self.problem.threshold, self.row_ids, evaluation.digests(), *asked)
 
-    def contest(self, x: Any, removal: bool = True, *, row_id: Any = 0, label: Any = None) -> ContestResult:
+    def contest(
+        self, x: Any, removal: bool = True, *, want: Any = None, row_id: Any = 0, label: Any = None
+    ) -> ContestResult:
         """Lay out one decision: the labels it rests on, what each moves, and removal beside relabelling.
 
         Parameters
@@ -258,37 +261,41 @@ class Auditor:
         x : one row, as the estimator's predict takes it
             a 1-d array of features, or any table of one row.
         removal : bool
-            also find training rows whose removal flips the decision.
+            also find training rows whose removal flips the decision; of two classes only.
+        want : optional
+            the class that the set must make the prediction; by default any other than the predicted one.
         row_id, label : optional
             the row's name and its true label.
 
         Returns
         -------
         ContestResult
+
+        Raises
+        ------
+        RequestError
+            ``want`` is not a class of the model, or is what is predicted already.
         """
         evaluation = self.evaluation_rows(inputs.one_row(x, self._transformer is not None))
-        truth = None if label is None else self.problem.encode(np.asarray([label]))
-        found = robustness(self.certified, evaluation, truth)
-        row = found.predictions.iloc[0]
-        position = pd.Series(np.arange(self.rows.n), index=pd.Index(self.row_ids))
-        index = position.loc[found.flip_sets["train_id"]].to_numpy(dtype=np.intp)
-        labels = self.problem.encode(found.flip_sets["new_label"]).astype(np.intp)
-        influence = found.flip_sets["influence"].to_numpy()
-        flip = FlipSet(Relabelling(index, labels), influence, str(row["status"]), np.nan)
+        if label is not None:
+            self.problem.encode(np.asarray([label]))
+        found = answer(self.certified, evaluation, want)
         return contest(
             self.problem,
             self.rows,
             self.point,
             inputs.only_row(evaluation),
-            flip=flip,
-            k_lower=row["k_lower"],
-            k_paper=row["k_paper"],
-            k_estimate=row["k_estimate"],
+            flip=found.flip,
+            k_lower=found.k_lower,
+            k_paper=found.k_paper,
+            k_estimate=found.k_estimate,
             row_id=row_id,
             label=label,
             train_ids=self.row_ids,
             row_norms=self.fitted.row_norms,
             removal=removal,
+            want=found.want,
+            any_change=want is None,
         )
 
     def rank(self, x: Any, method: str = "ip-relabel", *, seed: int = 0) -> Ranking:
@@ -350,9 +357,8 @@ class Auditor:
         counts = None
         if flip_sets is not None:
             counts = flip_sets["train_id"].value_counts().reindex(pd.Index(self.row_ids), fill_value=0).to_numpy()
-        return noise_audit(
-            self.problem, self.rows, self.point, features, labels, row_ids=self.row_ids, flip_counts=counts
-        )
+        judge = class_noise_audit if self.rows.outputs > 1 else noise_audit
+        return judge(self.problem, self.rows, self.point, features, labels, row_ids=self.row_ids, flip_counts=counts)
 
     def correction(self, noise: NoiseResult, X_eval: Any, y_eval: Any) -> Correction:
         """What relabelling the suspects buys, beside dropping them and beside doing nothing.
@@ -405,14 +411,23 @@ class Auditor:
             if groups_eval is None
             else inputs.group_frame(groups_eval, result.predictions["row_id"], "evaluation rows"),
             train_labels=np.asarray(self.problem.classes)[self.rows.y.astype(np.intp)],
-            **{"classes": self.problem.classes, "log_odds_shift": self._log_odds_shift(), **options},
+            **{"classes": self.problem.classes, **self._unweighted(X_eval, len(result.predictions)), **options},
         )
 
-    def _log_odds_shift(self) -> float:
-        """How far class weights move the model's log-odds from those of the data."""
-        positive, total = float(self.rows.base_weight @ self.rows.y), float(self.rows.base_weight.sum())
-        weights = self.problem.class_weight.at(positive, total)
-        return float(np.log(weights[1] / weights[0]))
+    def _unweighted(self, X_eval: Any, count: int) -> dict[str, Any]:
+        """What takes off the probabilities what class weights add: a shift of two classes' log-odds, or all of more."""
+        if self.rows.outputs == 1:
+            return {"log_odds_shift": float(self._log_weights()[0])}
+        evaluation = self.evaluation_rows(X_eval)
+        outputs = evaluation.margins(self.point.theta).reshape(-1, self.rows.outputs)[:count]
+        return {"probabilities": self.problem.probabilities((outputs - self._log_weights()).T.copy()).T}
+
+    def _log_weights(self) -> FloatArray:
+        """How far class weights move each output from where the data alone would have it, shape (M,)."""
+        likelihood, base = self.problem.likelihood, self.rows.base_weight
+        counts = likelihood.counts(base, self.rows.y)
+        weights = likelihood.class_weights(self.problem.class_weight, counts, float(base.sum()))
+        return np.asarray(np.log(weights[:, 0]) if likelihood.coupled else np.log(weights[1] / weights[0]))
 
     def evaluation_rows(self, X: Any) -> Rows:
         """Rows to predict, through the transformer steps; labels unknown."""

@@ -188,8 +188,10 @@ def _doubts(audits: Sequence[StoredAudit]) -> tuple[str, ...]:
 
 def _context(store: Store, audits: Sequence[StoredAudit], shared: int, messages: tuple[str, ...]) -> ReportContext:
     first = audits[0]
-    labels = pd.unique(pd.concat([each.predictions["predicted"].astype(object) for each in audits]))
-    classes = (*sorted(map(str, labels)), "", "")
+    classes = tuple(first.summary.get("classes", ()))
+    if not classes:  # of an audit by an earlier version, which knew two
+        labels = pd.unique(pd.concat([each.predictions["predicted"].astype(object) for each in audits]))
+        classes = (*sorted(map(str, labels)), "", "")[:2]
     return ReportContext(
         model_name=", ".join(each.name for each in audits),
         model_uri=str(first.summary["model_uri"]),
@@ -199,7 +201,7 @@ def _context(store: Store, audits: Sequence[StoredAudit], shared: int, messages:
         n_eval=shared,
         n_features=int(first.summary["n_features"]),
         threshold=float(first.summary["threshold"]),
-        class_names=(classes[0], classes[1]),
+        class_names=classes,
         package_version=__version__,
         generated_at=_now().strftime("%Y-%m-%d %H:%M UTC"),
         run_id=first.resolved.run_id,

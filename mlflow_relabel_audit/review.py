@@ -140,13 +140,20 @@ def corrected_labels(training: TableRows, changes: pd.DataFrame) -> Any:
     Raises
     ------
     RequestError
-        One class would be left without rows.
+        A class would be left without rows.
     """
     labels = np.array(training.y, copy=True)
     labels[changes["position"].to_numpy()] = changes["new_label"].to_numpy()
-    if len(pd.unique(labels)) < 2:
+    left, before = pd.unique(labels), pd.unique(np.asarray(training.y))
+    if len(left) < 2:
         raise RequestError(
             f"suspects: after the {len(changes)} changes every row is {labels[0]}; two classes are needed, review them"
+        )
+    if len(left) < len(before):
+        gone = [name for name in before if name not in left]
+        raise RequestError(
+            f"suspects: after the {len(changes)} changes no row is {some(gone, 3)}; the model could not be compared "
+            "with one that knows every class, review them"
         )
     return labels
 

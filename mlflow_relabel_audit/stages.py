@@ -46,7 +46,7 @@ def report_context(subject: Subject, include_rows: bool, messages: Sequence[str]
         n_eval=len(subject.evaluation),
         n_features=subject.auditor.rows.features_in,
         threshold=problem.threshold,
-        class_names=(str(problem.classes[0]), str(problem.classes[1])),
+        class_names=tuple(map(str, problem.classes)),
         package_version=__version__,
         generated_at=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         model_version=resolved.version,

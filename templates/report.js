@@ -236,13 +236,20 @@
     function tally() {
       var sum = 0, refitted = data.after !== null && ticked.size === total;
       ticked.forEach(function (i) { sum += data.scale * data.influence[i]; });
-      var after = refitted ? data.after : 1 / (1 + Math.exp(-(data.margin + sum + data.offset)));
-      var before = data.margin > 0, now = refitted ? data.positive : data.margin + sum > 0, flips = now !== before;
+      var margin = data.margin + sum;
+      var after = refitted ? data.after : data.several ? margin : 1 / (1 + Math.exp(-(margin + data.offset)));
+      var before = data.margin > 0, now = refitted ? data.positive : margin > 0, flips = now !== before;
       var done = Math.min(1, Math.max(0, refitted ? 1 : -sum / data.margin));
       fill.style.width = (100 * done).toFixed(1) + "%";
       bar.classList.toggle("flips", flips);
       says.textContent = "";
       var verdict = make("strong", {}, ticked.size === 0 ? "Nothing ticked. " : flips ? "It flips. " : "It stands. ");
+      if (data.several) {
+        says.append(verdict, ticked.size ? grouped(ticked.size, 0) + " of " + grouped(total, 0) + " labels: the lead of " : "The lead of ",
+          make("bdi", {}, data.classes[1]), " over ", make("bdi", {}, data.classes[0]), ticked.size ? refitted ? " becomes " : " becomes about " : " is ",
+          signed(after), " (log-odds)", refitted ? ", by the refitted model." : ".");
+        return;
+      }
       says.append(verdict, ticked.size ? grouped(ticked.size, 0) + " of " + grouped(total, 0) + " labels: probability of " : "Probability of ",
         make("bdi", {}, data.classes[1]), ticked.size ? refitted ? " becomes " : " becomes about " : " is ", probability(after), ", that is ",
         make("bdi", {}, data.classes[now ? 1 : 0]), refitted ? " by the refitted model." : ".");

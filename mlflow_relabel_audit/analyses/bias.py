@@ -15,7 +15,7 @@ those errors that draw on a group's labels more than chance explains, and by a p
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from mlflow_relabel_audit.analyses.bias_findings import Rules, conclude
+from mlflow_relabel_audit.analyses.class_metrics import class_outcomes, metrics_of_classes
 from mlflow_relabel_audit.analyses.findings import Finding
 from mlflow_relabel_audit.analyses.flip_composition import Mask, compose
 from mlflow_relabel_audit.analyses.group_metrics import metrics_by_group
@@ -30,11 +31,12 @@ from mlflow_relabel_audit.analyses.grouping import (
     ALL,
     align,
     attributes_of,
-    binary_classes,
+    classes_of,
     places_of,
     row_set_masks,
 )
 from mlflow_relabel_audit.errors import RequestError
+from mlflow_relabel_audit.problem import FloatArray
 
 MAX_GROUPS = 25
 """Groups of one attribute that are shown; the smallest beyond are pooled."""
@@ -97,6 +99,11 @@ class BiasResult:
     summary : dict of str to float
         finite figures, the metrics.
     findings : tuple of Finding
+    by_class : DataFrame
+        of more than two classes, whose rates and excess ``by_group_k`` leaves missing: one row for each attribute,
+        evaluation group and class (``class``), with the rates and the excess of that class against the rest. Outcomes
+        are then "all", "misclassified", and of each class "predicted X", "missed X" (X, predicted as another) and
+        "wrongly X" (another, predicted as X).
     """
 
     groups: pd.DataFrame
@@ -105,6 +112,7 @@ class BiasResult:
     drivers: pd.DataFrame
     summary: dict[str, float]
     findings: tuple[Finding, ...]
+    by_class: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
 def bias_audit(
@@ -120,8 +128,9 @@ def bias_audit(
     permutations: int = 999,
     seed: int = 0,
     train_ids: Any = None,
-    classes: tuple[Any, Any] | None = None,
+    classes: tuple[Any, ...] | None = None,
     log_odds_shift: float = 0.0,
+    probabilities: Any = None,
 ) -> BiasResult:
     """Audit flip sets by group.
 
@@ -144,11 +153,13 @@ def bias_audit(
         of the permutation test.
     train_ids : sequence of N ids, optional
         where ``groups_train`` is an array and the ids are not positions.
-    classes : (negative, positive), optional
+    classes : (negative, positive), or all of more, optional
         read off the predictions where not given.
     log_odds_shift : float
         what class weights add to the model's log odds (log of positive over negative weight); taken off
         the probabilities before they are compared with rates.
+    probabilities : array of shape (T, K), optional
+        of every class of more than two, in the order of ``classes``, without what class weights add.
 
     Raises
     ------
@@ -166,8 +177,8 @@ def bias_audit(
     eval_table = None if groups_eval is None else align(groups_eval, row_index, "groups_eval")[0]
     attributes = attributes_of(train_table, eval_table, MAX_GROUPS)
     given_labels = _aligned_labels(train_labels, train_index)
-    classes = binary_classes(predictions, given_labels, classes)
-    y = (given_labels == classes[1]).astype(np.int64)
+    classes = classes_of(predictions, given_labels, classes)
+    y = _codes(given_labels, classes)
     masks = row_set_masks(row_sets, train_index)
 
     members = sp.csr_array(
@@ -190,28 +201,29 @@ def bias_audit(
         outcomes,
         y,
         masks,
-        classes=(str(classes[0]), str(classes[1])),
+        classes=tuple(map(str, classes)),
         alpha=alpha,
         min_group=min_group,
         permutations=permutations,
         seed=seed,
     )
-    by_group = metrics_by_group(
-        predictions,
-        outcomes,
-        attributes,
-        classes,
-        alpha=alpha,
-        min_group=min_group,
-        log_odds_shift=log_odds_shift,
-    )
+    sizes: dict[str, Any] = {"alpha": alpha, "min_group": min_group}
+    by_class = pd.DataFrame()
+    if len(classes) > 2:
+        chances = _probabilities(probabilities, len(predictions), len(classes))
+        by_group, by_class = metrics_of_classes(predictions, outcomes, attributes, classes, chances, **sizes)
+    else:
+        pair = (classes[0], classes[1])
+        by_group = metrics_by_group(predictions, outcomes, attributes, pair, log_odds_shift=log_odds_shift, **sizes)
+    judged = by_class if len(by_class) else by_group
     groups, sets = composition.groups, composition.row_sets
     drivers = composition.drivers.assign(
         train_id=np.asarray(train_index[composition.drivers["train_row"]]),
         train_label=given_labels[composition.drivers["train_row"]],
     )[list(DRIVER_COLUMNS)]
-    findings = conclude(groups, by_group, sets, attributes, Rules(alpha, min_group, str(classes[1])))
-    return BiasResult(groups, by_group, sets, drivers, _summary(groups, by_group, sets, findings), findings)
+    findings = conclude(groups, by_group, judged, sets, attributes, Rules(alpha, min_group, str(classes[1])))
+    summary = _summary(groups, by_group, judged, sets, findings)
+    return BiasResult(groups, by_group, sets, drivers, summary, findings, by_class)
 
 
 def _check(
@@ -266,8 +278,33 @@ def _aligned_labels(labels: Any, index: pd.Index[Any]) -> np.ndarray[Any, Any]:
     return values
 
 
-def _outcomes(predictions: pd.DataFrame, classes: tuple[Any, Any]) -> dict[str, Mask]:
-    """Masks of `OUTCOMES`, shape (T,); the last three only where some label is known."""
+def _codes(labels: Any, classes: tuple[Any, ...]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Position of each label among the classes, -1 where it is none, shape (n,)."""
+    codes = np.full(len(labels), -1, dtype=np.int64)
+    for code, name in enumerate(classes):
+        codes[np.asarray(pd.Series(labels) == name, dtype=object) == True] = code  # noqa: E712  missing is neither
+    return codes
+
+
+def _probabilities(given: Any, count: int, classes: int) -> FloatArray | None:
+    if given is None:
+        return None
+    values = np.asarray(given, dtype=np.float64)
+    if values.shape != (count, classes):
+        raise RequestError(
+            f"probabilities: got shape {values.shape} for {count} predictions of {classes} classes; pass a row for "
+            "each prediction and a column for each class"
+        )
+    return values
+
+
+def _outcomes(predictions: pd.DataFrame, classes: tuple[Any, ...]) -> dict[str, Mask]:
+    """Masks of the outcomes, shape (T,); errors only where some label is known."""
+    if len(classes) > 2:
+        labels = predictions["label"] if "label" in predictions.columns else pd.Series(np.nan, predictions.index)
+        truth, known = _codes(labels, classes), labels.notna().to_numpy()
+        _refuse_odd(labels, known & (truth < 0), classes)
+        return class_outcomes(_codes(predictions["predicted"], classes), truth, known, classes)
     positive = (predictions["predicted"] == classes[1]).to_numpy(dtype=bool)
     masks = {
         "all": np.ones(len(positive), dtype=bool),
@@ -278,18 +315,26 @@ def _outcomes(predictions: pd.DataFrame, classes: tuple[Any, Any]) -> dict[str, 
         is_positive = (predictions["label"] == classes[1]).fillna(False).to_numpy(dtype=bool)
         is_negative = (predictions["label"] == classes[0]).fillna(False).to_numpy(dtype=bool)
         odd = predictions["label"].notna().to_numpy() & ~is_positive & ~is_negative
-        if odd.any():
-            raise RequestError(
-                f"predictions: {int(odd.sum())} labels (first: {predictions['label'][odd].tolist()[0]!r}) "
-                f"are none of the classes {list(classes)}; pass labels as the model knows them"
-            )
+        _refuse_odd(predictions["label"], odd, classes)
         masks["false_positive"], masks["false_negative"] = positive & is_negative, ~positive & is_positive
         masks["misclassified"] = masks["false_positive"] | masks["false_negative"]
     return masks
 
 
+def _refuse_odd(labels: pd.Series[Any], odd: Any, classes: tuple[Any, ...]) -> None:
+    if odd.any():
+        raise RequestError(
+            f"predictions: {int(odd.sum())} labels (first: {labels[odd].tolist()[0]!r}) "
+            f"are none of the classes {list(classes)}; pass labels as the model knows them"
+        )
+
+
 def _summary(
-    groups: pd.DataFrame, by_group: pd.DataFrame, sets: pd.DataFrame, findings: tuple[Finding, ...]
+    groups: pd.DataFrame,
+    by_group: pd.DataFrame,
+    judged: pd.DataFrame,
+    sets: pd.DataFrame,
+    findings: tuple[Finding, ...],
 ) -> dict[str, float]:
     """Metrics; only what is finite."""
     shown = groups[(groups["status"] == "ok") & (groups["train_group"] != ALL) & (groups["train_label"] == ALL)]
@@ -297,7 +342,7 @@ def _summary(
     large = by_group[(by_group["status"] == "ok") & (by_group["group"] != ALL)]
     figures = {
         "bias_max_lift": errors.max(),
-        "bias_max_excess": large["excess"].abs().max(),
+        "bias_max_excess": judged.loc[(judged["status"] == "ok") & (judged["group"] != ALL), "excess"].abs().max(),
         "bias_k_median_lowest": large["k_median"].min(),
         "bias_groups": float(len(large)),
         "bias_alarms": float(sum(f.applicable and f.level != "info" for f in findings)),

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mlflow_relabel_audit.analyses.class_metrics import missed, wrongly
 from mlflow_relabel_audit.analyses.findings import Finding, Level
 from mlflow_relabel_audit.analyses.grouping import ALL, Attribute
 
@@ -37,18 +38,19 @@ class Rules:
 def conclude(
     groups: pd.DataFrame,
     by_group: pd.DataFrame,
+    judged: pd.DataFrame,
     row_sets: pd.DataFrame,
     attributes: list[Attribute],
     rules: Rules,
 ) -> tuple[Finding, ...]:
-    """Findings from the frames of `BiasResult`, alarms first.
+    """Findings from the frames of `BiasResult`, alarms first; ``judged`` is the one with the errors in excess.
 
     B001 a group's errors in excess rest on a group's labels (or no group has any); B002 errors in excess
     that do not; B003 errors in excess rest on a named set of rows; B004 decisions that rest on fewer labels
     than others'; B005 groups too small; B006 groups shown together.
     """
     compared = by_group[by_group["group"] != ALL]
-    findings = _errors(groups, by_group, compared, row_sets, rules)
+    findings = _errors(groups, judged, judged[judged["group"] != ALL], row_sets, rules)
     findings.sort(key=lambda f: ORDER.index(f.level))
     findings += _fewest_labels(compared, rules.alpha)
     small = compared[compared["status"] == "too small"]
@@ -91,22 +93,36 @@ def _errors(
             else:
                 why = "The flip sets of these errors do not point at one group's labels."
                 if not (cells["status"] == "ok").any():
-                    kind = _side(gap).replace("_", " ")
-                    why = f"Too few {kind}s (under {rules.min_group}) to say on whose labels they rest."
+                    why = f"Too few {_kinds(_side(gap))} (under {rules.min_group}) to say on whose labels they rest."
                 findings.append(Finding("B002", "warning", f"{lead} {why}"))
         sets = _of_errors(row_sets, gap)
         for _, named in sets[_stands_out(sets, rules.alpha)].iterrows():
             findings.append(Finding("B003", level, f"{lead} {_set_sentence(named)}"))
     if len(compared) and not findings:
         text = (
-            f"Errors by group: in none of {len(judged)} groups do labels and probabilities differ by "
+            f"Errors by group: in none of {_judged(judged)} do labels and probabilities differ by "
             f"{MIN_EXCESS * 100:.0f} points or more, beyond chance (level {rules.alpha:g})."
         )
         findings.append(Finding("B001", "info", text))
     return findings
 
 
+def _judged(judged: pd.DataFrame) -> str:
+    if "class" not in judged:
+        return f"{len(judged)} groups"
+    return (
+        f"{len(judged[['attribute', 'group']].drop_duplicates())} groups, of {judged['class'].nunique()} classes each,"
+    )
+
+
+def _kinds(outcome: str) -> str:
+    """Name an outcome's errors, in the plural."""
+    return f"{outcome.replace('_', ' ')}s" if " " not in outcome else f"errors ({outcome})"
+
+
 def _side(gap: pd.Series[Any]) -> str:
+    if "class" in gap.index:
+        return missed(gap["class"]) if gap["excess"] > 0 else wrongly(gap["class"])
     return "false_negative" if gap["excess"] > 0 else "false_positive"
 
 
@@ -126,6 +142,7 @@ def _stands_out(table: pd.DataFrame, alpha: float) -> pd.Series[Any]:
 
 def _gap_sentence(gap: pd.Series[Any], positive: str) -> str:
     who = "All predictions" if gap["group"] == ALL else f"{gap['attribute']} {gap['group']}"
+    positive = str(gap.get("class", positive))
     side = "too rarely" if gap["excess"] > 0 else "too often"
     return (
         f"{who}: the model expects {positive} {side}, {gap['predicted_rate']:.1%} on average against "
@@ -150,7 +167,7 @@ def _set_sentence(row: pd.Series[Any]) -> str:
 
 
 def _count(row: pd.Series[Any]) -> str:
-    return f"{row['n_predictions']:,} {row['outcome'].replace('_', ' ')}s"
+    return f"{row['n_predictions']:,} {_kinds(row['outcome'])}"
 
 
 def _lift(row: pd.Series[Any]) -> str:

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from mlflow_relabel_audit.analyses.decision import Decision, flip_table, refitted
 from mlflow_relabel_audit.curvature import StationaryPoint
 from mlflow_relabel_audit.errors import RequestError
-from mlflow_relabel_audit.flips.refit import RefitBlock
-from mlflow_relabel_audit.flips.relabelling import RelabelEffect, Relabelling
 from mlflow_relabel_audit.flips.removal import RemovalSet, removal_sets
 from mlflow_relabel_audit.flips.search import VERIFIED, FlipSet
 from mlflow_relabel_audit.likelihood import sigmoid
 from mlflow_relabel_audit.problem import FloatArray, IntArray, Problem
 from mlflow_relabel_audit.rows import Rows
-
-ACCURACY = 1e-7
-MAX_ITERATIONS = 300
 
 
 @dataclass(frozen=True)
@@ -72,11 +68,16 @@ class ContestResult:
         signed), cumulative_margin and cumulative_probability (estimates with it and those before it changed).
     wanted : Any
         the class flipped to.
+    any_change : bool
+        whether k and k_lower are about any other class, not the wanted one alone.
     margin_after, probability_after : float or None
         of the model refitted with the whole set relabelled; None without a set, or where the refit's sign
         could not be proved.
+    by_class, by_class_after : tuple of floats, or None
+        probability of every class, now and after that refit.
     removal : RemovalSide or None
-        None where it was not asked for, or the model has more than two classes.
+        None where it was not asked for, or the model has more than two classes: removal is defined by the one
+        margin of two (Yang, Jain and Wallace, 2023).
     n_train : int
     classes : tuple
         the labels; of two, the negative one first.
@@ -96,10 +97,13 @@ class ContestResult:
     flip_set: pd.DataFrame = field(repr=False)
     margin_after: float | None
     probability_after: float | None
+    by_class: tuple[float, ...]
+    by_class_after: tuple[float, ...] | None
     removal: RemovalSide | None
     n_train: int
     classes: tuple[Any, ...]
     wanted: Any
+    any_change: bool = True
 
 
 class SharedFeature(NamedTuple):
@@ -135,6 +139,7 @@ def contest(
     row_norms: FloatArray | None = None,
     removal: bool = True,
     want: int | None = None,
+    any_change: bool = True,
     algorithm: int = 1,
     max_removed: int | None = None,
 ) -> ContestResult:
@@ -160,6 +165,8 @@ def contest(
         also find rows whose removal flips the decision (searched by refits, see `removal_sets`).
     want : int, optional
         code of the class that the set flips to; the next in line by default.
+    any_change : bool
+        whether k and k_lower are about any other class.
     algorithm : {1, 2}
         of the removal's order.
     max_removed : int, optional
@@ -180,8 +187,13 @@ def contest(
     if len(ids) != rows.n:
         raise RequestError(f"contest: got {len(ids)} training ids for {rows.n} training rows; pass one per row")
     decision = Decision.on(problem, point.theta, x, want)
-    margin = decision.margin(point.theta)
     after = refitted(problem, rows, point, decision, flip.change, row_norms) if len(flip.change) else None
+    if after is not None and flip.status == VERIFIED:
+        leads = int(np.argmax(decision.probabilities(after[1]))) if problem.outputs > 1 else decision.wanted
+        if leads not in (decision.predicted, decision.wanted):  # a third class is ahead of the one that overtook
+            decision = replace(decision, wanted=leads)
+            after = refitted(problem, rows, point, decision, flip.change, row_norms)
+    margin = decision.margin(point.theta)
     features = x[:-1] if rows.intercept else x
     side = None
     if removal and problem.outputs == 1:
@@ -212,126 +224,14 @@ def contest(
         flip_set=flip_table(problem, rows, point, decision, flip.change, ids),
         margin_after=None if after is None else after[0],
         probability_after=None if after is None else decision.probability(*after),
+        by_class=decision.probabilities(point.theta),
+        by_class_after=None if after is None else decision.probabilities(after[1]),
         removal=side,
         n_train=rows.n,
         classes=problem.classes,
         wanted=problem.classes[decision.wanted],
+        any_change=any_change or problem.outputs == 1,
     )
-
-
-@dataclass(frozen=True)
-class Decision:
-    """One row, the class predicted for it and the one it is to flip to.
-
-    Attributes
-    ----------
-    problem : Problem
-    x : ndarray of shape (coordinates,)
-    predicted, wanted : int
-        class codes.
-    """
-
-    problem: Problem = field(repr=False)
-    x: FloatArray = field(repr=False)
-    predicted: int
-    wanted: int
-
-    @classmethod
-    def on(cls, problem: Problem, theta: FloatArray, x: FloatArray, want: int | None = None) -> Decision:
-        """Of the model with these coefficients; flipped to ``want``, by default to the class next in line."""
-        scores = theta.reshape(problem.outputs, -1) @ x
-        if problem.outputs == 1:
-            predicted = int(scores[0] > problem.cut)
-            return cls(problem, x, predicted, 1 - predicted)
-        order = np.argsort(-scores, kind="stable")
-        return cls(problem, x, int(order[0]), int(order[1]) if want is None else want)
-
-    def targets(self) -> FloatArray:
-        """The row in every output, shape (p, M)."""
-        return np.kron(np.eye(self.problem.outputs), self.x[:, None])
-
-    @property
-    def target(self) -> FloatArray:
-        """The margin is its product with theta, less the cut, shape (p,)."""
-        if self.problem.outputs == 1:
-            return self.x
-        targets = self.targets()
-        return np.asarray(targets[:, self.predicted] - targets[:, self.wanted])
-
-    def margin(self, theta: FloatArray) -> float:
-        """Under other coefficients."""
-        return float(self.target @ theta) - self.problem.cut
-
-    def probability(self, margin: float, theta: FloatArray) -> float:
-        """Of the positive class of two, of the predicted one of more, under other coefficients."""
-        if self.problem.outputs == 1:
-            return _probability(self.problem, margin)
-        return float(self.problem.probabilities(theta.reshape(self.problem.outputs, -1) @ self.x)[self.predicted])
-
-
-def flip_table(
-    problem: Problem, rows: Rows, point: StationaryPoint, decision: Decision, change: Relabelling, train_ids: Any
-) -> pd.DataFrame:
-    """Tabulate a flip set in its order, with what each label is estimated to move (see `ContestResult`)."""
-    effect, index = RelabelEffect.at(problem, rows, point), change.index
-    few, targets = effect.among(index), decision.targets()
-    u = point.curvature.solve(targets)
-    response = np.asarray(rows.take(index) @ rows.side_by_side(u), dtype=np.float64)
-    by_output = response.reshape(len(index), rows.outputs, rows.outputs).transpose(2, 1, 0)
-    along, own = few.along(np.float64), few.label
-    moves = few.gain.given(along, by_output, effect.shift(u), own, change.label)
-    if problem.outputs == 1:
-        influence = moves[0]
-        cumulative = decision.margin(point.theta) + np.cumsum(influence)
-        probability = sigmoid(cumulative + problem.cut)
-    else:
-        influence = moves[decision.predicted] - moves[decision.wanted]
-        cumulative = decision.margin(point.theta) + np.cumsum(influence)
-        scores = (point.theta.reshape(problem.outputs, -1) @ decision.x)[:, None] + np.cumsum(moves, axis=1)
-        probability = problem.probabilities(scores)[decision.predicted]
-    frame: pd.DataFrame = pd.DataFrame(
-        {
-            "rank": np.arange(1, len(index) + 1),
-            "train_id": np.asarray(train_ids)[index],
-            "train_label": _labels(problem, rows.y[index].astype(int)),
-            "new_label": _labels(problem, change.label),
-            "influence": influence,
-            "cumulative_margin": cumulative,
-            "cumulative_probability": probability,
-        }
-    )
-    return frame
-
-
-def refitted(
-    problem: Problem,
-    rows: Rows,
-    point: StationaryPoint,
-    decision: Decision,
-    change: Relabelling,
-    row_norms: FloatArray | None = None,
-) -> tuple[float, FloatArray] | None:
-    """Margin of a decision under the model refitted with some rows relabelled, and coefficients near that refit.
-
-    Iterated until it is proved within 1e-7 (relative to its size above 1); where that is out of reach, the
-    best margin whose sign is proved, or None.
-    """
-    norms = point.curvature.row_norms(rows) if row_norms is None else row_norms
-    block = RefitBlock(problem, rows, point, RelabelEffect.at(problem, rows, point), norms, 1)
-    u, only = point.curvature.solve(decision.target), np.array([0])
-    response = np.abs(rows.margins(u))[None] * (1.0 + 1e-6) if rows.outputs == 1 else None
-    block.load(only, decision.target[:, None], u[:, None], response)
-    block.relabel(only, [change])
-    best, least, theta = 0.0, np.inf, point.theta
-    for _ in range(MAX_ITERATIONS):
-        block.condition(only)
-        margins, bounds = block.prove()
-        if bounds[0] < least:
-            best, least, theta = float(margins[0]), float(bounds[0]), block.theta[:, 0].copy()
-        if least <= ACCURACY * max(1.0, abs(best)):
-            break
-        block.descend()
-    return (best, theta) if least < abs(best) else None
 
 
 def shared_features(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mlflow_relabel_audit.analyses.class_noise import class_evidence
 from mlflow_relabel_audit.analyses.findings import Finding
 from mlflow_relabel_audit.analyses.foldout import class_weights, refit
 from mlflow_relabel_audit.analyses.noise import flag, label_evidence
@@ -74,7 +75,7 @@ def correction(
     eval_features : ndarray or CSR array of shape (m, features)
         transformed evaluation rows.
     eval_labels : ndarray of shape (m,)
-        0 or 1; they are taken to be right.
+        class codes; they are taken to be right.
     counts : tuple of int, optional
         how many suspects to try; by default shares of the training rows from 0.5 % to 30 % (at most about
         twice the expected number of wrong labels), and the number the noise audit would flag.
@@ -102,9 +103,15 @@ def correction(
             f"of the {2 * MIN_HALF} it needs."
         )
     choosing = _half(truth, seed)
-    evaluation = Rows(eval_features, truth, np.ones(len(truth)), intercept=rows.intercept)
-    chosen_rows = Rows(eval_features[choosing], truth[choosing], np.ones(choosing.sum()), intercept=rows.intercept)
-    wrong = label_evidence(problem, rows, point, chosen_rows, seed=seed).wrong
+    shape: dict[str, Any] = {"intercept": rows.intercept, "outputs": rows.outputs}
+    evaluation = Rows(eval_features, truth, np.ones(len(truth)), **shape)
+    chosen_rows = Rows(eval_features[choosing], truth[choosing], np.ones(choosing.sum()), **shape)
+    if rows.outputs > 1:
+        several = class_evidence(problem, rows, point, chosen_rows, seed=seed)
+        wrong, new_label = several.wrong, several.suggested
+    else:
+        wrong = label_evidence(problem, rows, point, chosen_rows, seed=seed).wrong
+        new_label = 1.0 - rows.y
     order = np.argsort(-wrong, kind="stable")
     if counts is None:
         flagged = int(flag(wrong)[1].sum())
@@ -112,15 +119,18 @@ def correction(
         counts = (*(round(share * rows.n) for share in SHARES if share * rows.n <= most), flagged)
     tried = np.unique([count for count in counts if 0 < count <= rows.n // 2])
 
-    margin = {action: evaluation.margins(_models(problem, rows, point, order, tried, action)) for action in ACTIONS[1:]}
+    margin = {
+        action: evaluation.margins(_models(problem, rows, point, order, new_label, tried, action))
+        for action in ACTIONS[1:]
+    }
     plain = evaluation.margins(point.theta)
-    base_loss, base_hit = _loss(plain, truth), _hit(plain, truth, problem.cut)
+    base_loss, base_hit = _loss(problem, plain, truth), _hit(problem, plain, truth)
     candidates = [_candidate("nothing", 0, base_loss[choosing], base_hit[choosing])]
     table = [_report("nothing", 0, base_loss, base_hit, base_loss, base_hit, ~choosing)]
     for action, margins in margin.items():
         best, best_loss = -1, np.inf
         for at, count in enumerate(tried):
-            loss, hit = _loss(margins[:, at], truth), _hit(margins[:, at], truth, problem.cut)
+            loss, hit = _loss(problem, margins[:, at], truth), _hit(problem, margins[:, at], truth)
             candidates.append(_candidate(action, int(count), loss[choosing], hit[choosing]))
             gain = (base_loss - loss)[choosing]
             # a gain within one standard error of nothing is left alone
@@ -128,25 +138,33 @@ def correction(
                 best, best_loss = at, float(loss[choosing].mean())
         chosen = plain if best < 0 else margins[:, best]
         treated = 0 if best < 0 else int(tried[best])
-        loss, hit = _loss(chosen, truth), _hit(chosen, truth, problem.cut)
+        loss, hit = _loss(problem, chosen, truth), _hit(problem, chosen, truth)
         table.append(_report(action, treated, loss, hit, base_loss, base_hit, ~choosing))
     return Correction(pd.DataFrame(table), pd.DataFrame(candidates), (_finding(table),))
 
 
 def _models(
-    problem: Problem, rows: Rows, point: StationaryPoint, order: IntArray, counts: IntArray, action: str
+    problem: Problem,
+    rows: Rows,
+    point: StationaryPoint,
+    order: IntArray,
+    new_label: FloatArray,
+    counts: IntArray,
+    action: str,
 ) -> FloatArray:
     """Coefficients after treating the first rows of ``order``, shape (p, len(counts))."""
+    likelihood = problem.likelihood
     theta = np.empty((rows.p, len(counts)))
     start = point.theta[:, None]
     for at, count in enumerate(counts):
         labels, base = rows.y[:, None].copy(), rows.base_weight[:, None].copy()
         if action == "relabel":
-            labels[order[:count]] = 1.0 - labels[order[:count]]
+            labels[order[:count], 0] = new_label[order[:count]]
         else:
             base[order[:count]] = 0.0
         weight = class_weights(problem, rows, labels, base)
-        start = refit(rows, labels, weight, problem.penalty, start, point.curvature.solve)
+        targets = likelihood.targets(labels[:, 0])[:, None]
+        start = refit(rows, targets, weight, problem.penalty, start, point.curvature.solve, likelihood=likelihood)
         theta[:, at] = start[:, 0]
     return theta
 
@@ -155,18 +173,25 @@ def _half(truth: FloatArray, seed: int) -> Any:
     """Half of the rows of each class, bool of shape (m,)."""
     rng = np.random.default_rng(seed)
     chosen = np.zeros(len(truth), dtype=bool)
-    for value in (0.0, 1.0):
+    for value in range(max(2, int(truth.max(initial=0.0)) + 1)):
         members = rng.permutation(np.flatnonzero(truth == value))
         chosen[members[: len(members) // 2]] = True
     return chosen
 
 
-def _loss(margin: FloatArray, truth: FloatArray) -> FloatArray:
-    return np.asarray(np.logaddexp(0.0, margin) - truth * margin)
+def _loss(problem: Problem, margin: FloatArray, truth: FloatArray) -> FloatArray:
+    """Log-loss of every row, shape (m,)."""
+    if problem.outputs == 1:
+        return problem.likelihood.loss(margin, truth)
+    probability = problem.probabilities(np.ascontiguousarray(margin.reshape(len(truth), -1).T))
+    of_truth = probability[truth.astype(np.intp), np.arange(len(truth))]
+    return np.asarray(-np.log(np.maximum(of_truth, np.finfo(float).tiny)))
 
 
-def _hit(margin: FloatArray, truth: FloatArray, cut: float) -> FloatArray:
-    return np.asarray((margin > cut) == (truth > 0.5), dtype=np.float64)
+def _hit(problem: Problem, margin: FloatArray, truth: FloatArray) -> FloatArray:
+    if problem.outputs == 1:
+        return np.asarray((margin > problem.cut) == (truth > 0.5), dtype=np.float64)
+    return np.asarray(margin.reshape(len(truth), -1).argmax(axis=1) == truth, dtype=np.float64)
 
 
 def _candidate(action: str, count: int, loss: FloatArray, hit: FloatArray) -> dict[str, Any]:

@@ -24,7 +24,7 @@ OUTCOMES = (
     "false_positive",
     "false_negative",
 )
-"""Slices of an evaluation group's predictions; the last three need evaluation labels."""
+"""Slices of an evaluation group's predictions, of two classes; the last three need evaluation labels."""
 
 DRIVERS = 20
 """Training rows listed for each group's errors."""
@@ -83,7 +83,7 @@ def compose(
     y: IntArray,
     row_sets: Mapping[str, Mask],
     *,
-    classes: tuple[str, str],
+    classes: tuple[str, ...],
     alpha: float,
     min_group: int,
     permutations: int,
@@ -98,8 +98,8 @@ def compose(
     attributes, outcomes, row_sets
         groups of both kinds of rows; masks of shape (T,) by outcome; masks of shape (N,) by name.
     y : ndarray of shape (N,), int
-        training labels, 0 or 1.
-    classes : names of the two labels.
+        training labels as class codes.
+    classes : names of the classes.
     alpha, min_group, permutations, seed : see `bias_audit`.
     """
     slices = _slices(attributes, outcomes, np.diff(members.indptr) > 0)
@@ -162,8 +162,8 @@ def _slices(attributes: list[Attribute], outcomes: Mapping[str, Mask], has_set: 
             groups += [(a.name, level, a.evaluation == j) for j, level in enumerate(a.levels)]
     slices = []
     for attribute, level, group in groups:
-        for outcome in OUTCOMES:
-            if outcome in outcomes and group.any():
+        for outcome in sorted(outcomes, key=lambda o: OUTCOMES.index(o) if o in OUTCOMES else len(OUTCOMES)):
+            if group.any():
                 mask = group & outcomes[outcome] & has_set
                 if mask.any() or outcome == "misclassified":
                     slices.append(_Slice(attribute, level, outcome, mask, int(mask.sum())))
@@ -171,7 +171,7 @@ def _slices(attributes: list[Attribute], outcomes: Mapping[str, Mask], has_set: 
 
 
 def _categories(
-    attributes: list[Attribute], row_sets: Mapping[str, Mask], y: IntArray, classes: tuple[str, str]
+    attributes: list[Attribute], row_sets: Mapping[str, Mask], y: IntArray, classes: tuple[str, ...]
 ) -> tuple[list[_Category], Any]:
     """Categories of training rows and their 0/1 indicator, a CSR array of shape (N, C)."""
     categories: list[_Category] = []
@@ -185,10 +185,10 @@ def _categories(
         for j, level in enumerate(a.levels):
             rows = np.flatnonzero(a.train == j)
             add(a.name, level, ALL, rows)
-            for v in (0, 1):
-                add(a.name, level, classes[v], rows[y[rows] == v])
-        for v in (0, 1):
-            add(a.name, ALL, classes[v], np.flatnonzero(y == v))
+            for v, label in enumerate(classes):
+                add(a.name, level, label, rows[y[rows] == v])
+        for v, label in enumerate(classes):
+            add(a.name, ALL, label, np.flatnonzero(y == v))
     for name, mask in row_sets.items():
         add(None, name, ALL, np.flatnonzero(mask))
     indptr = np.cumsum([0, *map(len, columns)])

@@ -14,7 +14,7 @@ import numpy as np
 
 from mlflow_relabel_audit.curvature import StationaryPoint, factor
 from mlflow_relabel_audit.errors import RelabelAuditError
-from mlflow_relabel_audit.likelihood import sigmoid
+from mlflow_relabel_audit.likelihood import TWO_CLASSES, Likelihood
 from mlflow_relabel_audit.problem import FloatArray, IntArray, Problem
 from mlflow_relabel_audit.rows import Rows
 
@@ -26,6 +26,7 @@ RIDGE_LADDER = tuple(10.0**step for step in range(-1, 5))
 FACTOR_ITERATIONS = 1500.0
 """Products with the rows that a factor saves over a diagonal preconditioner, over the refits of one C."""
 SPARSE_FLOP = 10.0
+MAX_FACTOR_BYTES = 2**30
 MAX_ITERATIONS = 300
 SECONDS_WORK = 2e11
 """Multiply-adds (about a minute of one core) above which one deal of the folds replaces five."""
@@ -39,8 +40,8 @@ class FoldOut:
 
     Attributes
     ----------
-    margin : ndarray of shape (n,)
-        x_i . theta of the fold models that left row i out, averaged over the deals.
+    margin : ndarray of shape (n M,)
+        x_i . theta of the fold models that left row i out, averaged over the deals; M outputs side by side.
     theta : ndarray of shape (p,)
         mean of all fold models: its margins stand for evaluation rows, which no fold has seen.
     multiplier : float
@@ -60,8 +61,10 @@ class FoldOut:
 
 
 def class_weights(problem: Problem, rows: Rows, labels: FloatArray, base: FloatArray) -> FloatArray:
-    """Weights s_i per column, shape (n, B), for labels (n, B) or (n, 1) and base weights (n, B)."""
+    """Weights s_i per column, shape (n M, B), for labels (n, B) or (n, 1) and base weights (n, B)."""
     total = base.sum(axis=0)
+    if problem.outputs > 1:
+        return _class_weights_of_outputs(problem, labels, base)
     positive = (base * labels).sum(axis=0)
     if problem.class_weight.balanced:
         pairs = np.stack([problem.class_weight.at(a, float(t)) for a, t in zip(positive, total, strict=True)], axis=1)
@@ -71,24 +74,48 @@ def class_weights(problem: Problem, rows: Rows, labels: FloatArray, base: FloatA
     return np.asarray(base * np.where(labels > 0.5, pairs[1], pairs[0]))
 
 
-def preconditioner(rows: Rows, diagonal: FloatArray, penalty: FloatArray) -> tuple[Preconditioner, bool]:
+def _class_weights_of_outputs(problem: Problem, labels: FloatArray, base: FloatArray) -> FloatArray:
+    likelihood, columns = problem.likelihood, []
+    labels = np.broadcast_to(labels, base.shape)
+    for column in range(base.shape[1]):
+        mass, y = base[:, column], labels[:, column]
+        by_class = likelihood.class_weights(problem.class_weight, likelihood.counts(mass, y), float(mass.sum()))
+        by_class = np.where(np.isfinite(by_class), by_class, 0.0)  # of a class that no row has
+        columns.append(likelihood.weights(mass, by_class[..., None], y)[:, 0])
+    return np.stack(columns, axis=1)
+
+
+def preconditioner(
+    rows: Rows, diagonal: FloatArray, penalty: FloatArray, *, coupled: bool = False
+) -> tuple[Preconditioner, bool]:
     """Solve with the Hessian's factor where that pays, with its diagonal elsewhere; True for the factor.
 
     Sparse text has cheap products and a dear factor, a dense table the reverse.
     """
-    n, p = float(rows.n), float(rows.p)
+    outputs = float(rows.outputs)
+    n, p = float(rows.n), float(rows.p if coupled else rows.coordinates)
     touch = rows.nnz * (SPARSE_FLOP if rows.sparse else 1.0)
-    primal = touch * rows.nnz / max(n, 1.0) + p**3 / 3.0
-    dual = touch * n + n**3 / 3.0 if (penalty[: rows.features_in] > 0).all() else np.inf
-    if min(primal, dual) <= FACTOR_ITERATIONS * touch:
-        return factor(rows, diagonal, penalty, "primal" if primal <= dual else "dual").solve, True
-    inverse = 1.0 / (column_curvature(rows, diagonal) + penalty)[:, None]
+    pairs, factors = (outputs * (outputs + 1.0) / 2.0, 1.0) if coupled else (outputs, outputs)
+    primal = pairs * touch * rows.nnz / max(n, 1.0) + factors * p**3 / 3.0
+    dual = outputs * (touch * n + n**3 / 3.0)
+    if coupled or not (penalty[: rows.features_in] > 0).all():
+        dual = np.inf
+    if outputs > 1 and 8.0 * factors * p * p > MAX_FACTOR_BYTES:
+        primal = np.inf
+    if min(primal, dual) <= FACTOR_ITERATIONS * outputs * touch:
+        return factor(rows, diagonal, penalty, "primal" if primal <= dual else "dual", coupled=coupled).solve, True
+    inverse = 1.0 / (column_curvature(rows, diagonal, coupled=coupled) + penalty)[:, None]
     return lambda right: np.asarray(inverse * right), False
 
 
-def column_curvature(rows: Rows, diagonal: FloatArray) -> FloatArray:
-    """Diagonal of ``X' diag(diagonal) X``, shape (p,)."""
-    out = rows.column_squares(diagonal)
+def column_curvature(rows: Rows, diagonal: FloatArray, *, coupled: bool = False) -> FloatArray:
+    """Diagonal of ``X' W X``, shape (p,), for curvature weights of shape (n M,)."""
+    c = diagonal.reshape(rows.n, rows.outputs)
+    if coupled:
+        total = c.sum(axis=1, keepdims=True)
+        c = c * (1.0 - np.divide(c, total, out=np.zeros_like(c), where=total > 0))
+    single = rows.of_one_output()
+    out = np.concatenate([single.column_squares(np.ascontiguousarray(c[:, m])) for m in range(rows.outputs)])
     tiny = np.finfo(np.float64).tiny
     return np.asarray(np.maximum(out, max(out.max(initial=0.0) * 1e-14, tiny)))
 
@@ -101,6 +128,7 @@ def refit(
     start: FloatArray,
     precondition: Preconditioner,
     tolerance: float = 1e-3,
+    likelihood: Likelihood = TWO_CLASSES,
 ) -> FloatArray:
     """Minimise B weighted logistic objectives on the same rows at once.
 
@@ -108,9 +136,9 @@ def refit(
     ----------
     rows : Rows
         n rows of p coordinates; their own labels and weights are not used.
-    labels : ndarray of shape (n, B) or (n, 1)
-        0.0 or 1.0.
-    weight : ndarray of shape (n, B)
+    labels : ndarray of shape (n M, B) or (n M, 1)
+        0.0 or 1.0 for every output.
+    weight : ndarray of shape (n M, B)
         s_i of each problem; 0 leaves a row out.
     penalty : ndarray of shape (p,)
         diagonal of R, shared.
@@ -120,6 +148,7 @@ def refit(
     tolerance : float
         a problem stops where the preconditioned norm of its gradient, about ``||grad||_{H^-1}``, is below
         this: its margins are then exact to ``tolerance * ||x||_{H^-1}``.
+    likelihood : Separate or Coupled
 
     Returns
     -------
@@ -131,7 +160,7 @@ def refit(
     active = np.arange(theta.shape[1])
     here, goal, mass = theta.copy(), labels, weight
     margin = rows.margins(here)
-    gradient = rows.pull(mass * (sigmoid(margin) - goal)) + ridge * here
+    gradient = rows.pull(mass * (likelihood.probability(margin) - goal)) + ridge * here
     steep = precondition(gradient)
     size = np.einsum("ij,ij->j", gradient, steep)
     direction = -steep
@@ -151,11 +180,11 @@ def refit(
             direction[:, uphill] = -steep[:, uphill]
             slope[uphill] = -size[uphill]
         along = rows.margins(direction)
-        length = _line_search(margin, along, goal, mass, here, direction, ridge)
+        length = _line_search(likelihood, margin, along, goal, mass, here, direction, ridge)
         here = here + length * direction
         margin = margin + length * along
         before, before_size = gradient, size
-        gradient = rows.pull(mass * (sigmoid(margin) - goal)) + ridge * here
+        gradient = rows.pull(mass * (likelihood.probability(margin) - goal)) + ridge * here
         steep = precondition(gradient)
         size = np.einsum("ij,ij->j", gradient, steep)
         mixing = np.maximum((size - np.einsum("ij,ij->j", before, steep)) / before_size, 0.0)
@@ -165,6 +194,7 @@ def refit(
 
 
 def _line_search(
+    likelihood: Likelihood,
     margin: FloatArray,
     along: FloatArray,
     labels: FloatArray,
@@ -180,10 +210,12 @@ def _line_search(
     along_square = along * along
     limit = np.full(margin.shape[1], np.inf)
     for step in range(3):
-        probability = sigmoid(margin + length * along)
+        probability = likelihood.probability(margin + length * along)
         pull = weight * (probability - labels)
         first = np.einsum("ij,ij->j", pull, along) + linear + length * square
-        curve = np.einsum("ij,ij->j", weight * probability * (1.0 - probability), along_square) + square
+        c = likelihood.curvature(probability, weight)
+        bent, other = (likelihood.product(c, along), along) if likelihood.coupled else (c, along_square)
+        curve = np.einsum("ij,ij->j", bent, other) + square
         move = -first / np.maximum(curve, np.finfo(np.float64).tiny)
         if step == 0:
             # sigma's curvature changes by at most e^|dz|: keep the first steps where the model can be trusted
@@ -200,10 +232,10 @@ def deal_folds(rows: Rows, seed: int, folds: int = FOLDS) -> IntArray:
     """
     rng = np.random.default_rng(seed)
     direction = np.append(rng.standard_normal(rows.features_in), np.zeros(int(rows.intercept)))
-    place = rows.margins(direction)
+    place = rows.of_one_output().margins(direction)
     fold = np.empty(rows.n, dtype=np.int64)
     first = int(rng.integers(folds))
-    for value in (0.0, 1.0):
+    for value in range(max(2, int(rows.y.max(initial=0.0)) + 1)):
         members = np.flatnonzero(rows.y == value)
         ordered = members[np.argsort(place[members], kind="stable")]
         fold[ordered] = (np.arange(len(ordered)) + first) % folds
@@ -229,7 +261,7 @@ def fold_out(problem: Problem, rows: Rows, point: StationaryPoint, *, seed: int 
     """
     search = _Search(problem, rows, point, seed)
     search.walk()
-    if rows.nnz * (SPARSE_FLOP if rows.sparse else 1.0) * 2.0 * FOLDS * 20.0 * deals > SECONDS_WORK:
+    if rows.nnz * (SPARSE_FLOP if rows.sparse else 1.0) * 2.0 * FOLDS * 20.0 * deals * rows.outputs > SECONDS_WORK:
         deals = 1
     margin, theta = search.margins[search.best], search.thetas[search.best].mean(axis=1)
     for deal in range(1, deals):
@@ -251,7 +283,7 @@ def reweighted(
     """
     search = _Search(problem, rows, point, seed, trust=np.clip(1.0 - doubt, 0.0, 1.0))
     start = np.repeat(out.theta[:, None], FOLDS, axis=1)
-    margin, theta = np.zeros(rows.n), np.zeros(rows.p)
+    margin, theta = np.zeros(rows.n * rows.outputs), np.zeros(rows.p)
     for deal in range(out.deals):
         more = search.solve(out.multiplier, deal_folds(rows, seed + deal), start)
         margin += more[0]
@@ -276,43 +308,41 @@ class _Search:
         self.best = self.ladder[0]
         self._solvers: dict[float, Preconditioner] = {}
         if self.free:
-            self._unit = column_curvature(rows, point.diagonal)
+            self._unit = column_curvature(rows, point.diagonal, coupled=problem.likelihood.coupled)
 
     def penalty(self, multiplier: float) -> FloatArray:
         """Diagonal of R at this multiple of C; the intercept's entry stays as the solver has it."""
-        if self.free:
-            out = self._unit / multiplier
-            if self.rows.intercept:
-                out[-1] = self.problem.penalty[-1]
-            return out
-        out = self.problem.penalty / multiplier
+        out = (self._unit if self.free else self.problem.penalty) / multiplier
         if self.rows.intercept:
-            out[-1] = self.problem.penalty[-1]
+            out[self.rows.coordinates - 1 :: self.rows.coordinates] = self.problem.penalty[
+                self.rows.coordinates - 1 :: self.rows.coordinates
+            ]
         return out
 
     def solve(self, multiplier: float, fold: IntArray, start: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Out-of-fold margins (n,) and the fold models (p, folds) of one deal."""
-        rows, penalty = self.rows, self.penalty(multiplier)
+        """Out-of-fold margins (n M,) and the fold models (p, folds) of one deal."""
+        rows, penalty, likelihood = self.rows, self.penalty(multiplier), self.problem.likelihood
         kept = fold[:, None] != np.arange(FOLDS)
-        labels = rows.y[:, None]
-        weight = class_weights(self.problem, rows, labels, self.base[:, None] * kept)
+        weight = class_weights(self.problem, rows, rows.y[:, None], self.base[:, None] * kept)
         if multiplier not in self._solvers:
-            probability = sigmoid(rows.margins(start.mean(axis=1)))
-            diagonal = weight.mean(axis=1) * probability * (1.0 - probability)
-            self._solvers[multiplier], self._exact = preconditioner(rows, diagonal, penalty)
+            probability = likelihood.probability(rows.margins(start.mean(axis=1)))
+            diagonal = likelihood.curvature(probability, weight.mean(axis=1))
+            self._solvers[multiplier], self._exact = preconditioner(rows, diagonal, penalty, coupled=likelihood.coupled)
         tolerance = 1e-3 if self._exact else 1e-4
-        theta = refit(rows, labels, weight, penalty, start, self._solvers[multiplier], tolerance)
-        return np.take_along_axis(rows.margins(theta), fold[:, None], axis=1)[:, 0], theta
+        targets = likelihood.targets(rows.y)[:, None]
+        theta = refit(rows, targets, weight, penalty, start, self._solvers[multiplier], tolerance, likelihood)
+        own = np.repeat(fold, rows.outputs)[:, None]
+        return np.take_along_axis(rows.margins(theta), own, axis=1)[:, 0], theta
 
     def attempt(self, index: int, start: FloatArray) -> float:
         """Log-loss out of fold at one rung."""
         multiplier = self.ladder[index]
         margin, theta = self.solve(multiplier, self.fold, start)
         self.margins[multiplier], self.thetas[multiplier] = margin, theta
-        loss = np.logaddexp(0.0, margin) - self.rows.y * margin
+        loss = self.problem.likelihood.loss(margin, self.rows.y)
         # class weights shift the margins; the log-loss is weighted alike so that it still picks C
         weight = self.point.weight
-        self.losses[multiplier] = float(weight @ loss / weight.sum())
+        self.losses[multiplier] = float(weight @ loss / (weight.sum() / self.rows.outputs))
         return self.losses[multiplier]
 
     def walk(self) -> None:

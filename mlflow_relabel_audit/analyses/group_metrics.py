@@ -123,10 +123,13 @@ def flip_counts(predictions: pd.DataFrame) -> tuple[FloatArray, str]:
 
 def _rates(outcomes: Mapping[str, Any], mask: Any, seen: Any, positive: Any, alpha: float) -> dict[str, float]:
     """Rates with Wilson intervals; one without a denominator is left out."""
-    counts = {"selection_rate": (int((mask & outcomes["predicted_positive"]).sum()), int(mask.sum()))}
+    counts = {}
+    if "predicted_positive" in outcomes:
+        counts["selection_rate"] = (int((mask & outcomes["predicted_positive"]).sum()), int(mask.sum()))
     if "misclassified" in outcomes:
         n, n_positive = int(seen.sum()), int((seen & positive).sum())
         counts["accuracy"] = (n - int((mask & outcomes["misclassified"]).sum()), n)
+    if "false_positive" in outcomes:
         counts["false_positive_rate"] = (int((mask & outcomes["false_positive"]).sum()), n - n_positive)
         counts["false_negative_rate"] = (int((mask & outcomes["false_negative"]).sum()), n_positive)
     row: dict[str, float] = {}

@@ -166,8 +166,10 @@ def places_of(values: Any, ids: pd.Index[Any], what: str, where: str) -> IntArra
     return places
 
 
-def binary_classes(predictions: pd.DataFrame, train_labels: Any, classes: tuple[Any, Any] | None) -> tuple[Any, Any]:
+def classes_of(predictions: pd.DataFrame, train_labels: Any, classes: tuple[Any, ...] | None) -> tuple[Any, ...]:
     """Return the negative and the positive class, read off margins and predictions where they are not given.
+
+    Of more than two classes all, in the order given, or sorted.
 
     Raises
     ------
@@ -175,6 +177,9 @@ def binary_classes(predictions: pd.DataFrame, train_labels: Any, classes: tuple[
         They cannot be told, or a label is neither.
     """
     labels = np.asarray(pd.unique(pd.Series(np.asarray(train_labels)).dropna())).tolist()
+    if classes is None and "flips_to" in predictions.columns:
+        seen = {*labels, *predictions["predicted"].tolist(), *predictions["flips_to"].dropna().tolist()}
+        classes = tuple(sorted(seen, key=lambda v: (str(type(v)), v)))
     if classes is None:
         above = predictions["margin"].to_numpy(dtype=np.float64) > 0.0
         positive = np.asarray(pd.unique(predictions["predicted"][above]))
@@ -191,7 +196,7 @@ def binary_classes(predictions: pd.DataFrame, train_labels: Any, classes: tuple[
                 "below; pass classes=(negative, positive)"
             )
         classes = (negative.tolist()[0], positive.tolist()[0])
-    odd = [v for v in labels if v != classes[0] and v != classes[1]]
+    odd = [v for v in labels if v not in classes]
     if odd or pd.isna(np.asarray(train_labels, dtype=object)).any():
         raise RequestError(
             f"train_labels: got {odd[:3] or 'missing values'} beside the classes {list(classes)}; pass the "

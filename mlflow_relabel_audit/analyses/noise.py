@@ -10,7 +10,7 @@ shown as evidence; it does not rank.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -43,6 +43,15 @@ BLIND_POWER = 0.1
 rare words bend the clean curve, which passes for noise in one class unless the likelihood is held back."""
 
 
+class Evidence(Protocol):
+    """What the scores of training labels rest on."""
+
+    @property
+    def wrong(self) -> FloatArray:
+        """Probability that each label is wrong, shape (n,)."""
+        ...
+
+
 @dataclass(frozen=True)
 class NoiseResult:
     """What the noise audit found.
@@ -53,7 +62,8 @@ class NoiseResult:
         one row per training row, in their order: ``train_id``, ``label`` and ``suggested_label`` (the model's
         own class values; the suggestion differs from the label for suspects only), ``score`` (probability, 0
         to 1, that the label is wrong), ``probability_out_of_sample`` (of the positive class, by models that
-        did not see the row), ``flip_set_count`` (Int64, missing where no flip sets were given).
+        did not see the row; of more than two classes, of the label), ``flip_set_count`` (Int64, missing where no
+        flip sets were given).
     suspects : DataFrame
         the flagged rows, highest score first, with ``level``: "sure" (more likely wrong than right) or
         "check" (worth a look).
@@ -62,7 +72,7 @@ class NoiseResult:
     summary : dict
         ``noise_rate``, ``noise_rate_low``, ``noise_rate_high``, ``suspect_count``; finite values only.
     findings : tuple of Finding
-    evidence : LabelEvidence or None
+    evidence : LabelEvidence, ClassEvidence or None
         what the scores rest on; None where the audit does not apply.
     """
 
@@ -71,7 +81,7 @@ class NoiseResult:
     noise_rate: tuple[float, float, float]
     summary: dict[str, float]
     findings: tuple[Finding, ...]
-    evidence: LabelEvidence | None = field(default=None, repr=False)
+    evidence: Evidence | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -132,7 +142,7 @@ def noise_audit(
     RequestError
         Evaluation features without labels or the reverse, or lengths that do not fit.
     """
-    ids, counts = _row_columns(rows, row_ids, flip_counts)
+    ids, counts = row_columns(rows, row_ids, flip_counts)
     smallest = int(min(rows.y.sum(), rows.n - rows.y.sum()))
     if smallest < MIN_CLASS_ROWS:
         message = f"noise: the rarer class has {smallest} training rows; five folds need at least {MIN_CLASS_ROWS}"
@@ -278,7 +288,8 @@ def _evaluation(rows: Rows, features: Any, labels: Any) -> Rows | None:
     return Rows(features, label, np.ones(len(label)), intercept=rows.intercept)
 
 
-def _row_columns(rows: Rows, row_ids: Any, flip_counts: Any) -> tuple[Any, pd.api.extensions.ExtensionArray]:
+def row_columns(rows: Rows, row_ids: Any, flip_counts: Any) -> tuple[Any, pd.api.extensions.ExtensionArray]:
+    """The columns ``train_id`` and ``flip_set_count``: positions, and missing, where they are not given."""
     ids = np.arange(rows.n) if row_ids is None else row_ids
     counts = [pd.NA] * rows.n if flip_counts is None else flip_counts
     for name, values in (("row_ids", ids), ("flip_counts", counts)):

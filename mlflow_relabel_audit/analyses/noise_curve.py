@@ -1,6 +1,7 @@
 """How k and accuracy fall as noise is injected into the training labels.
 
-A growing share of the labels is replaced by coin tosses (or inverted), the model is refitted, and k is
+A growing share of the labels is replaced by tosses of a coin, or of a die with a side per class (or by other
+classes), the model is refitted, and k is
 estimated for a sample of evaluation rows. k measures how far the labels agree beyond what a prediction needs,
 so it falls from the first noisy labels on, while accuracy holds until few of them are left.
 """
@@ -21,7 +22,6 @@ from mlflow_relabel_audit.curvature import StationaryPoint, factor
 from mlflow_relabel_audit.errors import RequestError
 from mlflow_relabel_audit.flips.order import estimate
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect
-from mlflow_relabel_audit.likelihood import sigmoid
 from mlflow_relabel_audit.problem import FloatArray, IntArray, Problem
 from mlflow_relabel_audit.rows import Rows
 
@@ -85,7 +85,7 @@ def noise_curve(
     eval_features : ndarray or CSR array of shape (m, features)
         transformed evaluation rows.
     eval_labels : ndarray of shape (m,), optional
-        0 or 1, for the accuracy.
+        class codes, for the accuracy.
     levels : tuple of floats in [0, 1)
         share of the training labels to replace. Within a draw a higher level contains the lower ones.
     draws : int
@@ -94,7 +94,7 @@ def noise_curve(
         evaluation rows, drawn at random, whose k is estimated.
     kind : {"coin", "inverted"}
         replace a label by the toss of a fair coin, or by the other class. Inverted beyond 0.5 the labels say
-        the opposite, and k rises again.
+        the opposite, and k rises again. Of more than two classes, any of them or any other one, each as likely.
     seed : int
     progress : callable, optional
         called with (fits done, fits in all).
@@ -114,9 +114,10 @@ def noise_curve(
         raise RequestError(f"noise curve: got {total} evaluation rows and {labels} labels; pass a label per row")
     rng = np.random.default_rng(seed)
     chosen = np.sort(rng.permutation(total)[:predictions])
-    everything = Rows(eval_features, np.zeros(total), np.ones(total), intercept=rows.intercept)
-    sample = Rows(eval_features[chosen], np.zeros(len(chosen)), np.ones(len(chosen)), intercept=rows.intercept)
-    truth = None if eval_labels is None else np.asarray(eval_labels, dtype=np.float64) > 0.5
+    shape: dict[str, Any] = {"intercept": rows.intercept, "outputs": rows.outputs}
+    everything = Rows(eval_features, np.zeros(total), np.ones(total), **shape)
+    sample = Rows(eval_features[chosen], np.zeros(len(chosen)), np.ones(len(chosen)), **shape)
+    truth = None if eval_labels is None else np.asarray(eval_labels, dtype=np.float64)
 
     form, work = _cheapest_form(rows, point, len(chosen))
     draws = int(np.clip(WORK // (work * max(len(levels), 1)), 1, max(draws, 1)))
@@ -125,16 +126,16 @@ def noise_curve(
     correct = np.full((len(levels), draws, total), np.nan)
     done, fits = 0, draws * len(levels)
     for draw in range(draws):
-        order, toss = rng.permutation(rows.n), (rng.random(rows.n) < 0.5).astype(np.float64)
+        order, toss = rng.permutation(rows.n), _tosses(problem, rows, kind, rng)
         here = point
         for at, level in enumerate(levels):
             if level == 0 and draw > 0:
                 k[at, draw], correct[at, draw] = k[at, 0], correct[at, 0]
             else:
-                noisy, here = _refitted(problem, rows, here, form, _labels(rows, order, toss, level, kind))
+                noisy, here = _refitted(problem, rows, here, form, _labels(rows, order, toss, level))
                 k[at, draw] = _estimates(problem, noisy, here, sample)
                 if truth is not None:
-                    correct[at, draw] = (everything.margins(here.theta) > problem.cut) == truth
+                    correct[at, draw] = _predicted(problem, everything.margins(here.theta)) == truth
             done += 1
             if progress is not None:
                 progress(done, fits)
@@ -153,10 +154,26 @@ def noise_curve(
     return NoiseCurve(table, kind, draws, len(chosen), labelled, _findings(table, labelled > 0))
 
 
-def _labels(rows: Rows, order: IntArray, toss: FloatArray, level: float, kind: str) -> FloatArray:
+def _tosses(problem: Problem, rows: Rows, kind: str, rng: np.random.Generator) -> FloatArray:
+    """The label that would replace each row's, shape (n,)."""
+    classes = len(problem.classes)
+    if classes == 2:
+        coin = (rng.random(rows.n) < 0.5).astype(np.float64)
+        return coin if kind == "coin" else 1.0 - rows.y
+    first = np.zeros(rows.n) if kind == "coin" else rows.y + 1.0
+    return np.asarray((first + rng.integers(classes - int(kind != "coin"), size=rows.n)) % classes)
+
+
+def _predicted(problem: Problem, margin: FloatArray) -> FloatArray:
+    if problem.outputs == 1:
+        return np.asarray(margin > problem.cut, dtype=np.float64)
+    return np.asarray(margin.reshape(-1, problem.outputs).argmax(axis=1), dtype=np.float64)
+
+
+def _labels(rows: Rows, order: IntArray, toss: FloatArray, level: float) -> FloatArray:
     hit = np.zeros(rows.n, dtype=bool)
     hit[order[: round(level * rows.n)]] = True
-    return np.asarray(np.where(hit, toss if kind == "coin" else 1.0 - rows.y, rows.y))
+    return np.asarray(np.where(hit, toss, rows.y))
 
 
 def _refitted(
@@ -166,19 +183,21 @@ def _refitted(
     noisy = copy.copy(rows)  # shares the design matrix
     noisy.y = np.asarray(labels, dtype=np.float64)
     weight = class_weights(problem, rows, labels[:, None], rows.base_weight[:, None])
+    likelihood = problem.likelihood
     theta = refit(
         noisy,
-        labels[:, None],
+        likelihood.targets(labels)[:, None],
         weight,
         problem.penalty,
         start.theta[:, None],
         start.curvature.solve,
         tolerance=1e-4,
+        likelihood=likelihood,
     )[:, 0]
     margin = noisy.margins(theta)
-    probability = sigmoid(margin)
-    diagonal = weight[:, 0] * probability * sigmoid(-margin)
-    curvature = factor(noisy, diagonal, problem.penalty, form)
+    probability = likelihood.probability(margin)
+    diagonal = likelihood.curvature(probability, weight[:, 0], margin)
+    curvature = factor(noisy, diagonal, problem.penalty, form, coupled=likelihood.coupled)
     return noisy, replace(
         start,
         theta=theta,
@@ -191,18 +210,22 @@ def _refitted(
 
 
 def _estimates(problem: Problem, rows: Rows, point: StationaryPoint, sample: Rows) -> FloatArray:
-    """Estimated k of each sampled row, NaN where none was found."""
+    """Estimated k of each sampled row, to the closest other class, NaN where none was found."""
     effect = RelabelEffect.at(problem, rows, point)
-    found = [order.k_estimate for block in estimate(rows, point, effect, sample, problem) for order in block.orders]
-    k = np.array(found, dtype=np.float64)
-    k[k == 0] = np.nan
-    return k
+    parts = [np.zeros(0)]
+    for block in estimate(rows, point, effect, sample, problem):
+        k = np.array([order.k_estimate or np.inf for order in block.orders], dtype=np.float64)
+        least = np.full(block.stop - block.start, np.inf)
+        np.minimum.at(least, block.asked.owner - block.start, k)
+        parts.append(np.where(np.isfinite(least), least, np.nan))
+    return np.concatenate(parts)
 
 
 def _cheapest_form(rows: Rows, point: StationaryPoint, predictions: int) -> tuple[str, float]:
     """Form of the curvature for a few hundred solves, and the multiply-adds of one refit with estimates."""
     n, p = float(rows.n), float(rows.p)
-    touch = rows.nnz * (SPARSE_FLOP if rows.sparse else 1.0)
+    touch = rows.nnz * (SPARSE_FLOP if rows.sparse else 1.0) * rows.outputs
+    predictions *= max(rows.outputs - 1, 1)  # each about every other class
     solves = predictions + 20.0
     cost = {
         "primal": touch * rows.nnz / max(n, 1.0) + p**3 / 3.0 + solves * p * p,

@@ -25,6 +25,8 @@ from mlflow_relabel_audit.rows import Rows
 Progress = Callable[[int, int, str], None]
 Search = Literal["prefix", "adaptive"]
 
+FLIPS_TO = "flips_to"
+"""The column that predictions of more than two classes have: the class that each flips to."""
 FRAGILE_FRACTION = 0.02
 CONFIDENT_PROBABILITY = 0.9
 CONFIDENT_FRAGILE_FRACTION = 0.01
@@ -197,6 +199,13 @@ def _together(blocks: Iterator[tuple[EstimateBlock, IntArray]], wide: int) -> It
         yield joined()
 
 
+def confidence(predictions: pd.DataFrame) -> FloatArray:
+    """Probability of the likelier class of two, of the predicted one of more, shape (T,); NaN where it is missing."""
+    given = pd.to_numeric(predictions["probability"], errors="coerce").astype("Float64")
+    probability: FloatArray = given.to_numpy(dtype=np.float64, na_value=np.nan)
+    return probability if FLIPS_TO in predictions else np.maximum(probability, 1.0 - probability)
+
+
 def summarise(predictions: pd.DataFrame) -> dict[str, float]:
     """Metrics of a predictions table; those that no prediction defines are absent."""
     if predictions.empty:
@@ -204,7 +213,6 @@ def summarise(predictions: pd.DataFrame) -> dict[str, float]:
     total = len(predictions)
     k = predictions["k"].dropna().to_numpy(dtype=np.float64)
     fraction = predictions["fraction"].to_numpy(dtype=np.float64)
-    probability = predictions["probability"].to_numpy(dtype=np.float64)
     status = predictions["status"]
     metrics: dict[str, float] = {}
     if len(k):
@@ -217,10 +225,7 @@ def summarise(predictions: pd.DataFrame) -> dict[str, float]:
             "fraction_median": float(np.median(known)),
             "below_2pct_share": float(np.nansum(fraction < FRAGILE_FRACTION) / total),
             "confident_fragile_share": float(
-                np.sum(
-                    (np.maximum(probability, 1.0 - probability) > CONFIDENT_PROBABILITY)
-                    & (fraction < CONFIDENT_FRAGILE_FRACTION)
-                )
+                np.sum((confidence(predictions) > CONFIDENT_PROBABILITY) & (fraction < CONFIDENT_FRAGILE_FRACTION))
                 / total
             ),
         }
@@ -265,7 +270,7 @@ def _prediction_frame(
     size = np.array([item.k if item.status == VERIFIED else 0 for item in found], dtype=np.int64)
     k = _counts(size)
     correct = pd.arrays.BooleanArray(predicted == truth, np.isnan(truth))
-    several = {"flips_to": _classes(problem, block.asked.wanted)} if problem.outputs > 1 else {}
+    several = {FLIPS_TO: _classes(problem, block.asked.wanted)} if problem.outputs > 1 else {}
     return pd.DataFrame(
         {
             "row_id": ids,

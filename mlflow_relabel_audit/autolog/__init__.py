@@ -25,11 +25,11 @@ def autolog(
     """Audit every logistic regression that is fitted and then logged to MLflow in this process.
 
     Call it once, before or after ``mlflow.sklearn.autolog()`` or without it, and before the fit. A
-    LogisticRegression, a LogisticRegressionCV, a Pipeline that ends in one, or the best estimator of a search over
-    one is audited when ``mlflow.sklearn.log_model`` (yours or autologging's) has logged it to a run. The run then
-    holds what ``mlflow-relabel audit`` would have written. Training is not changed by it: an audit that fails costs
-    one warning of the logger ``mlflow_relabel_audit`` and the tags ``relabel_audit.status`` (``failed``) and
-    ``relabel_audit.error``.
+    LogisticRegression, a LogisticRegressionCV, a OneVsRestClassifier of either, a Pipeline that ends in one, or the
+    best estimator of a search over one is audited when ``mlflow.sklearn.log_model`` (yours or autologging's) has
+    logged it to a run. The run then holds what ``mlflow-relabel audit`` would have written. Training is not changed
+    by it: an audit that fails costs one warning of the logger ``mlflow_relabel_audit`` and the tags
+    ``relabel_audit.status`` (``failed``) and ``relabel_audit.error``.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ def autolog(
         Also store the training rows in the run, so that ``mlflow-relabel audit --run-id ID`` needs no
         ``--train-data`` later. Off, because rows may be sensitive.
     threshold : float
-        Probability above which the second class is predicted.
+        Probability above which the second of two classes is predicted; models of more need 0.5.
 
     Raises
     ------

@@ -93,13 +93,14 @@ def uninstall() -> None:
 def wrap_fits() -> None:
     """Remember what the fits of the supported estimators take; needs scikit-learn only."""
     from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
+    from sklearn.multiclass import OneVsRestClassifier
     from sklearn.pipeline import Pipeline
 
     with _hook.lock:
         if _hook.fits:
             return
         with _below_autologging():
-            for estimator in (LogisticRegression, LogisticRegressionCV, Pipeline):
+            for estimator in (LogisticRegression, LogisticRegressionCV, OneVsRestClassifier, Pipeline):
                 original = vars(estimator)["fit"]
                 _hook.fits[estimator] = original
                 estimator.fit = capturing(original, _hook.captures, _ready)
@@ -193,8 +194,11 @@ def _after_log(info: Any, model: Any) -> None:
 
 def _ends_in_regression(estimator: Any) -> bool:
     from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
+    from sklearn.multiclass import OneVsRestClassifier
 
     last = estimator.steps[-1][1] if hasattr(estimator, "steps") else estimator
+    if isinstance(last, OneVsRestClassifier):
+        last = last.estimator
     return isinstance(last, (LogisticRegression, LogisticRegressionCV))
 
 

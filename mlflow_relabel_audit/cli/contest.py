@@ -24,8 +24,11 @@ LABELS_SHOWN = 20
 @click.command("contest")
 @model_options
 @click.option("--row", metavar="ROW_ID", required=True, help="Id of the row whose prediction is contested.")
+@click.option(
+    "--want", metavar="CLASS", help="Class that the prediction is to become.  [default: whichever takes fewest labels]"
+)
 @data_options
-@click.option("--no-removal", is_flag=True, help="Leave out how many rows removal would take.")
+@click.option("--no-removal", is_flag=True, help="Leave out how many rows removal would take (two classes only).")
 @output_options
 def command(
     run_id: str | None,
@@ -69,21 +72,26 @@ def show(outcome: ContestOutcome) -> None:
     for message in outcome.messages:
         click.echo(message)
     click.echo(f"\nRow {result.row_id}: {result.predicted}, probability {result.probability:.3f}")
+    several = len(result.classes) > 2
     if not len(result.flip_set):
-        click.echo("No set of labels was found whose change flips it.")
+        turns = f"makes it {result.wanted}" if several else "flips it"
+        click.echo(f"No set of labels was found whose change {turns}.")
     else:
         count, after = len(result.flip_set), result.probability_after
         verified = "verified by refitting" if result.status == "verified" else result.status
-        click.echo(f"{count:,} of {result.n_train:,} labels flip it together ({verified}):")
+        flip = f"make it {result.wanted}" if several else "flip it"
+        click.echo(f"{count:,} of {result.n_train:,} labels {flip} together ({verified}):")
         click.echo(tables.table(result.flip_set.head(LABELS_SHOWN)))
         if count > LABELS_SHOWN:
             click.echo(f"  and {count - LABELS_SHOWN:,} more")
         if after is not None:
-            click.echo(f"Probability once they are changed: {after:.3f}")
+            whose = f" of {result.predicted}" if several else ""
+            click.echo(f"Probability{whose} once they are changed: {after:.3f}")
     if result.k_lower is not None and result.k_lower > 1:
         fewer = result.k_lower - 1
         none = "single label" if fewer == 1 else f"{fewer:,} labels"
-        click.echo(f"No {none} can flip it, whichever chosen: certified.")
+        does = "flip it" if result.any_change else f"make it {result.wanted}"
+        click.echo(f"No {none} can {does}, whichever chosen: certified.")
     if result.removal is not None and result.removal.found:
         click.echo(f"Removing training rows instead takes {result.removal.k:,}.")
     click.echo(f"\nReport  {outcome.report_location}")

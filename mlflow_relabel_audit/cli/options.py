@@ -85,7 +85,7 @@ def scope_options(threshold: str) -> Callable[[Command], Command]:
             "--threshold",
             metavar="T",
             type=click.FloatRange(0, 1, min_open=True, max_open=True),
-            help=f"Probability from which the second class is predicted.  [default: {threshold}]",
+            help=f"Probability from which the second of two classes is predicted.  [default: {threshold}]",
         ),
         click.option(
             "--max-predictions", metavar="N", type=click.IntRange(min=1), help="Audit a sample of N evaluation rows."

@@ -57,10 +57,11 @@ def fragile(predictions: pd.DataFrame, count: int = 5) -> str:
     """
     size = "k" if predictions["k"].notna().any() else "k_estimate"
     # Of equally fragile ones the most confident first: there the probability misleads most.
-    sure = (predictions["probability"] - 0.5).abs()
+    sure = predictions["probability"] if "flips_to" in predictions else (predictions["probability"] - 0.5).abs()
     order = predictions.assign(sure=-sure).dropna(subset=[size]).sort_values([size, "sure"], kind="stable")
-    shown = ("row_id", "label", "predicted", "probability", size, "k_lower", "k_paper", "fraction")
-    return table(order[[name for name in shown if name in order]].head(count))
+    shown = ("row_id", "label", "predicted", "flips_to", "probability", size, "k_lower", "k_paper", "fraction")
+    told = [name for name in shown if name in order and not (name == "k_paper" and "flips_to" in order)]
+    return table(order[told].head(count))
 
 
 def table(frame: pd.DataFrame) -> str:

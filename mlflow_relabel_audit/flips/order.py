@@ -229,13 +229,27 @@ def estimate(
     for start in range(first, evaluation.n, width):
         stop = min(start + width, evaluation.n)
         asked = ask(problem, evaluation, point, start, stop, want)
-        direction = point.curvature.solve(asked.targets)
-        toward = direction * asked.toward
-        response = None
-        if buffer is not None:
-            response = respond(rows, toward, buffer[: len(asked.owner) * rows.outputs])
-        orders = rank_block(rows, effect, asked.margin, toward, response, problem.cut)
-        yield EstimateBlock(start, stop, asked, direction, response, orders)
+        yield order_block(rows, point, effect, problem, asked, start, stop, buffer)
+
+
+def order_block(
+    rows: Rows,
+    point: StationaryPoint,
+    effect: RelabelEffect,
+    problem: Problem,
+    asked: Asked,
+    start: int = 0,
+    stop: int = 1,
+    buffer: FloatArray | None = None,
+) -> EstimateBlock:
+    """Rank the rows for margins of the evaluation rows ``start:stop``; responses stay in ``buffer``, where given."""
+    direction = point.curvature.solve(asked.targets)
+    toward = direction * asked.toward
+    response = None
+    if buffer is not None:
+        response = respond(rows, toward, buffer[: len(asked.owner) * rows.outputs])
+    orders = rank_block(rows, effect, asked.margin, toward, response, problem.cut)
+    return EstimateBlock(start, stop, asked, direction, response, orders)
 
 
 def rank_block(

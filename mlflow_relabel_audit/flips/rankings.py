@@ -28,7 +28,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mlflow_relabel_audit.curvature import StationaryPoint
-from mlflow_relabel_audit.errors import RequestError
+from mlflow_relabel_audit.errors import RequestError, UnsupportedModelError
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect
 from mlflow_relabel_audit.flips.removal_effect import removal_moves
 from mlflow_relabel_audit.likelihood import sigmoid
@@ -70,7 +70,7 @@ def rank(
     ----------
     problem, rows, point
         the fitted model, its n training rows and its minimiser.
-    x : ndarray of shape (p,)
+    x : ndarray of shape (coordinates,)
         the evaluation row, the one appended where an intercept is fitted.
     method : str
         one of `METHODS`.
@@ -86,18 +86,22 @@ def rank(
     ------
     RequestError
         The method is not known, or x has another length.
+    UnsupportedModelError
+        More than two classes, and a method that is published for two.
 
     Notes
     -----
     Weights enter as they are at the present labels, class weights included, except in the ``ip-`` methods,
-    where a change of the class counts changes the weights of ``class_weight="balanced"``.
+    where a change of the class counts changes the weights of ``class_weight="balanced"``. Of more than two classes
+    ``ip-relabel`` ranks by the move of the predicted class's lead over the next in line, each row at the new label that
+    moves it most.
     """
     if method not in METHODS:
         raise RequestError(f"ranking: got method {method!r}; pass one of {', '.join(METHODS)}")
     x = np.asarray(x, dtype=np.float64)
-    if x.shape != (rows.p,):
+    if x.shape != (rows.coordinates,):
         raise RequestError(
-            f"ranking: got an evaluation row of shape {x.shape} for a model of {rows.p} coordinates; "
+            f"ranking: got an evaluation row of shape {x.shape} for a model of {rows.coordinates} coordinates; "
             "pass one transformed row, with a one at its end where an intercept is fitted"
         )
     if method == "random":
@@ -105,6 +109,8 @@ def rank(
         scores = np.empty(rows.n)
         scores[order] = np.arange(rows.n, 0, -1)
         return Ranking(order, scores)
+    if problem.outputs > 1:
+        return _several(problem, rows, point, x, method)
     margin = float(x @ point.theta)
     predicted = 1.0 if margin > problem.cut else 0.0
     toward = 1.0 - 2.0 * predicted
@@ -131,12 +137,35 @@ def rank(
     return _ordered(_divide(products, lengths))
 
 
+def _for_two(method: str, classes: int) -> UnsupportedModelError:
+    """What is said of a method that more than two classes have no place in."""
+    return UnsupportedModelError(
+        f"ranking: got method {method!r} for a model of {classes} classes, but it is defined for two; "
+        "pass 'ip-relabel' or 'random'"
+    )
+
+
+def _several(problem: Problem, rows: Rows, point: StationaryPoint, x: FloatArray, method: str) -> Ranking:
+    """``ip-relabel`` for more than two classes."""
+    if method != "ip-relabel":
+        raise _for_two(method, problem.outputs)
+    scores = point.theta.reshape(problem.outputs, -1) @ x
+    first, second = np.argsort(-scores, kind="stable")[:2]
+    target = np.zeros((problem.outputs, len(x)))
+    target[first], target[second] = -x, x
+    effect, u = RelabelEffect.at(problem, rows, point), point.curvature.solve(target.reshape(-1, 1))
+    response = rows.margins(u).reshape(1, rows.n, problem.outputs).transpose(0, 2, 1)
+    return _ordered(effect.gain.best(effect.along(np.float64), response, effect.shift(u))[0])
+
+
 def direction_norms(rows: Rows, point: StationaryPoint, length: int = 256) -> FloatArray:
     """``||H^-1 x_i||`` of every training row, shape (n,), a block of rows at a time.
 
     Where the factor is p x p and p is below n, the inverse is formed once, and a sparse row touches only the
     few rows of it that it holds; otherwise blocks of rows are solved with.
     """
+    if rows.outputs > 1:
+        raise _for_two("rif", rows.outputs)
     solve = point.curvature.solve
     inverse = solve(np.eye(rows.p)) if point.curvature.kind == "primal" and rows.p < rows.n else None
     out = np.empty(rows.n)

@@ -138,9 +138,14 @@ def removal_sets(
     RequestError
         An option is not among its values.
     UnsupportedModelError
-        Algorithm 2 for ``class_weight="balanced"``: every removal then changes every row's weight, which is
-        no low-rank change of the Hessian. Algorithm 1 and the refits take the changed weights exactly.
+        More than two classes; algorithm 2 for ``class_weight="balanced"``: every removal then changes every row's
+        weight, which is no low-rank change of the Hessian. Algorithm 1 and the refits take the changed weights exactly.
     """
+    if problem.outputs > 1:
+        raise UnsupportedModelError(
+            f"removal: got a model of {len(problem.classes)} classes, but the published algorithms are defined by the "
+            "one margin of two; ask which labels to change instead (robustness, contest)"
+        )
     if algorithm not in (1, 2):
         raise RequestError(f"removal: got algorithm={algorithm!r}; pass 1 or 2")
     if scale not in ("probability", "margin"):

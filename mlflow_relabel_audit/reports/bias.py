@@ -46,18 +46,20 @@ def render_bias(result: BiasResult, context: ReportContext) -> str:
     """
     groups = result.by_group_k
     seen = groups[(groups["group"] != ALL)] if len(groups) else groups
+    judged = result.by_class[result.by_class["group"] != ALL] if context.several else seen
     compositions = _compositions(result.groups)
     sets = _compositions(result.row_sets) if len(result.row_sets) else result.row_sets
     return render(
         "bias.html",
         title="Bias audit",
         context=context,
-        sentence=_sentence(result, seen),
+        sentence=_sentence(result, judged, "pairs of group and class" if context.several else "groups"),
         meaning=_meaning(result),
-        figures=_figures(result, seen),
+        figures=_figures(result, seen, judged),
         findings=result.findings[:_FINDINGS],
         n_more_findings=max(0, len(result.findings) - _FINDINGS),
         groups=_group_table(groups, context).payload() if len(seen) else None,
+        by_class=_class_table(result.by_class).payload() if context.several and len(judged) else None,
         n_groups=len(seen),
         n_groups_shown=min(len(groups), _GROUPS),
         own=_own(result.groups),
@@ -72,15 +74,15 @@ def _alarms(result: BiasResult, *codes: str) -> int:
     return sum(f.level != "info" and f.applicable and f.code in codes for f in result.findings)
 
 
-def _sentence(result: BiasResult, seen: pd.DataFrame) -> str:
+def _sentence(result: BiasResult, seen: pd.DataFrame, units: str) -> str:
     judged = int(seen["excess_p_adjusted"].notna().sum()) if len(seen) else 0
     if not judged:
         return "Errors by group could not be judged on this data."
     # A group has one of B001 and B002; B003 names further rows behind the same errors.
     off = min(judged, _alarms(result, "B001", "B002"))
     if off:
-        return f"In {off} of {judged} groups the model's probabilities miss the labels by more than chance."
-    where = "the one group judged" if judged == 1 else f"all {judged} groups"
+        return f"In {off} of {judged} {units} the model's probabilities miss the labels by more than chance."
+    where = "the one group judged" if judged == 1 else f"all {judged} {units}"
     return f"In {where} the model's probabilities agree with the labels, as far as chance lets one see."
 
 
@@ -93,9 +95,9 @@ def _meaning(result: BiasResult) -> str:
     return "Nothing here points at biased labels; the cautions below say what that can and cannot mean."
 
 
-def _figures(result: BiasResult, seen: pd.DataFrame) -> list[dict[str, Any]]:
+def _figures(result: BiasResult, seen: pd.DataFrame, judged: pd.DataFrame) -> list[dict[str, Any]]:
     alarms = _alarms(result, "B001", "B002", "B003")
-    excess = float(seen["excess"].abs().max()) if len(seen) else float("nan")
+    excess = float(judged["excess"].abs().max()) if len(judged) else float("nan")
     k = seen["k_median"].replace(np.inf, np.nan).min() if len(seen) else float("nan")
     lift = result.summary.get("bias_max_lift")
     items = [
@@ -130,9 +132,7 @@ def _group_table(groups: pd.DataFrame, context: ReportContext) -> Table:
     columns = [
         Column("Group", "text", names),
         Column("n", "count", part["n"].tolist(), "evaluated rows of the group"),
-        Column("Labelled", "percent", part["observed_rate"].tolist(), f"share labelled {positive}"),
-        Column("Expected", "percent", part["predicted_rate"].tolist(), f"mean probability of {positive}"),
-        Column("Miss", "percent", part["excess"].tolist(), "labelled less expected"),
+        *([] if context.several else _rates(part, positive)),
         Column("Accuracy", "percent", part["accuracy"].tolist()),
         Column("Median k", "count", part["k_median"].replace(np.inf, np.nan).tolist(), "labels that decide"),
     ]
@@ -164,6 +164,41 @@ def _group_table(groups: pd.DataFrame, context: ReportContext) -> Table:
         "k against the others', adjusted p",
         "Training rows",
     )
+    own = (2, 6, 7, 8) if context.several else range(len(labels))  # the others are by class
+    shown = [tuple(row[place] for place in own) for row in details]
+    return Table(columns, sort=len(columns), details=shown, detail_labels=tuple(labels[place] for place in own))
+
+
+def _rates(part: pd.DataFrame, positive: str) -> list[Column]:
+    return [
+        Column("Labelled", "percent", part["observed_rate"].tolist(), f"share labelled {positive}"),
+        Column("Expected", "percent", part["predicted_rate"].tolist(), f"mean probability of {positive}"),
+        Column("Miss", "percent", part["excess"].tolist(), "labelled less expected"),
+    ]
+
+
+def _class_table(by_class: pd.DataFrame) -> Table:
+    """Return figures by group and class, the largest misses first."""
+    size = by_class["excess"].abs().fillna(-1)
+    part = by_class.loc[size.sort_values(ascending=False, kind="stable").index].head(_GROUPS)
+    columns = [
+        Column("Group", "text", [_name(a, g) for a, g in zip(part["attribute"], part["group"], strict=True)]),
+        Column("Class", "word", part["class"].astype(str).tolist()),
+        Column("n", "count", part["n_positive"].tolist(), "rows labelled with the class"),
+        *_rates(part, "with the class"),
+        Column("Missed", "percent", part["false_negative_rate"].tolist(), "of the class, predicted as another"),
+    ]
+    details = [
+        (
+            _between(row.excess_low, row.excess_high, text.percent),
+            _p(row.excess_p_adjusted),
+            _rate(row.selection_rate, row.selection_rate_low, row.selection_rate_high),
+            _rate(row.false_positive_rate, row.false_positive_rate_low, row.false_positive_rate_high),
+            _rate(row.false_negative_rate, row.false_negative_rate_low, row.false_negative_rate_high),
+        )
+        for row in part.itertuples()
+    ]
+    labels = ("Miss, 95 % interval", "Miss, adjusted p", "Selection rate", "False positive rate", "False negative rate")
     return Table(columns, sort=len(columns), details=details, detail_labels=labels)
 
 

@@ -22,6 +22,7 @@ _ROWS_SHOWN = 300
 _CHARACTERS = 240_000
 _ROW_CHARACTERS = (120, 700)
 _REMOVED_SHOWN = 40
+_CLASSES = 40
 
 
 def render_contest(result: ContestResult, context: ReportContext) -> str:
@@ -45,7 +46,8 @@ def render_contest(result: ContestResult, context: ReportContext) -> str:
         title="Contest of one decision",
         context=context,
         result=result,
-        classes=_classes(result, context),
+        classes=_classes(result),
+        by_class=_by_class(result, context),
         sentence=_sentence(result, context),
         certificate=_certificate(result),
         figures=_figures(result, context),
@@ -57,10 +59,9 @@ def render_contest(result: ContestResult, context: ReportContext) -> str:
     )
 
 
-def _classes(result: ContestResult, context: ReportContext) -> tuple[str, str]:
-    """Return the class predicted now and the other one."""
-    negative, positive = context.class_names
-    return (positive, negative) if result.margin > 0 else (negative, positive)
+def _classes(result: ContestResult) -> tuple[str, str]:
+    """Return the class predicted now and the one it is to flip to."""
+    return str(result.predicted), str(result.wanted)
 
 
 def _k(result: ContestResult) -> float:
@@ -73,7 +74,7 @@ def _k(result: ContestResult) -> float:
 def _sentence(result: ContestResult, context: ReportContext) -> dict[str, Any]:
     """Return what the headline is made of."""
     k = _k(result)
-    sure = result.probability if result.margin > 0 else 1 - result.probability
+    sure = result.probability if context.several or result.margin > 0 else 1 - result.probability
     return {
         "sure": sure,
         "k": k,
@@ -88,25 +89,39 @@ def _certificate(result: ContestResult) -> str:
     if result.k_lower is None:
         return ""
     lower, k = result.k_lower, _k(result)
+    does = "change this decision" if result.any_change else f"make it {text.visible(result.wanted, 40)}"
     if lower == k and result.status == "verified":
-        return "No smaller set of labels can change this decision: that is proved."
+        return f"No smaller set of labels can {does}: that is proved."
     if lower == 2:
-        return "No single label can change this decision, whichever is chosen: that is proved."
+        return f"No single label can {does}, whichever is chosen: that is proved."
     if lower > 2:
-        return f"No {lower - 1:,} labels can change this decision, whichever are chosen: that is proved."
+        return f"No {lower - 1:,} labels can {does}, whichever are chosen: that is proved."
     return "Smaller sets are not ruled out by proof; none was found."
 
 
 def _figures(result: ContestResult, context: ReportContext) -> list[dict[str, Any]]:
     k = _k(result)
+    whose = str(result.predicted) if context.several else context.class_names[1]
     items = {
         "labels that flip it together (k)": text.count(k),
         "labels at least, proved (k_lower)": text.count(result.k_lower),
-        f"probability of {text.visible(context.class_names[1], 24)} now": text.probability(result.probability),
+        f"probability of {text.visible(whose, 24)} now": text.probability(result.probability),
         "once those labels are changed": text.probability(result.probability_after),
     }
+    if context.several and result.by_class_after is not None:
+        after = result.by_class_after[context.class_names.index(str(result.wanted))]
+        items[f"probability of {text.visible(result.wanted, 24)} then"] = text.probability(after)
     shown = {label: value for label, value in items.items() if value != text.MISSING}
     return [{"label": label, "value": value, "alarm": False} for label, value in shown.items()]
+
+
+def _by_class(result: ContestResult, context: ReportContext) -> list[dict[str, Any]]:
+    """Return the probability of every class of several, the likeliest first, and after the refit."""
+    if not context.several:
+        return []
+    after = result.by_class_after or (None,) * len(result.by_class)
+    likeliest = np.argsort(-np.array(result.by_class), kind="stable")[:_CLASSES]
+    return [{"name": context.class_names[c], "before": result.by_class[c], "after": after[c]} for c in likeliest]
 
 
 def _rows(result: ContestResult, context: ReportContext) -> Reader | None:
@@ -146,14 +161,15 @@ def _review(result: ContestResult, context: ReportContext, rows: Reader | None) 
     refitted = result.status == "verified" and len(labels) == len(result.flip_set)
     return {
         "margin": float(result.margin),
+        "several": context.several,
         "offset": pictures.logit(result.threshold),
-        "classes": [text.visible(c) for c in context.class_names],
+        "classes": [text.visible(c) for c in (_classes(result)[::-1] if context.several else context.class_names)],
         "ids": [text.visible(i) for i in labels["train_id"]],
         "old": [text.visible(v, 60) for v in labels["train_label"]],
         "new": [text.visible(v, 60) for v in labels["new_label"]],
         "influence": [figure(v) or 0 for v in labels["influence"]],
         "scale": _scale(result) if refitted else 1.0,
-        "after": result.probability_after if refitted else None,
+        "after": (result.margin_after if context.several else result.probability_after) if refitted else None,
         "positive": text.as_float(result.margin_after) > 0,
         "rows": shown,
     }
@@ -171,6 +187,9 @@ def _scale(result: ContestResult) -> float:
 
 
 def _path(result: ContestResult, context: ReportContext) -> Chart:
+    if context.several:
+        margin = np.concatenate([[result.margin], result.flip_set["cumulative_margin"].to_numpy(dtype=float)])
+        return pictures.margin_path(margin, text.as_float(result.margin_after), _classes(result))
     probability = np.concatenate(
         [[result.probability], result.flip_set["cumulative_probability"].to_numpy(dtype=float)]
     )

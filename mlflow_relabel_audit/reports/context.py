@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
+CLASSES_SHOWN = 12
+"""Classes that a page names; of more the number is given."""
+
 
 @dataclass(frozen=True)
 class ReportContext:
@@ -24,9 +27,9 @@ class ReportContext:
     n_train, n_eval, n_features : int
         Training rows N, evaluated rows T, and columns of the design matrix (without the intercept).
     threshold : float
-        A row is predicted positive where its probability is above this.
+        A row of two classes is predicted positive where its probability is above this.
     class_names : tuple of str
-        ``(negative, positive)``, as in the training labels.
+        As in the training labels; of two, the negative one first.
     package_version, generated_at : str
         The version that made the page, and when, already formatted.
     messages : tuple of str
@@ -45,7 +48,7 @@ class ReportContext:
     n_eval: int
     n_features: int
     threshold: float
-    class_names: tuple[str, str]
+    class_names: tuple[str, ...]
     package_version: str
     generated_at: str
     model_version: str | None = None
@@ -55,3 +58,8 @@ class ReportContext:
     include_rows: bool = False
     train_rows: pd.DataFrame | None = field(default=None, repr=False, compare=False)
     eval_rows: pd.DataFrame | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def several(self) -> bool:
+        """Whether there are more than two classes: the most probable one is predicted, whatever the threshold."""
+        return len(self.class_names) > 2

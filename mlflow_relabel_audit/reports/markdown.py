@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from mlflow_relabel_audit.reports import text
-from mlflow_relabel_audit.reports.context import ReportContext
+from mlflow_relabel_audit.reports.context import CLASSES_SHOWN, ReportContext
 from mlflow_relabel_audit.reports.robustness import read, verdict
 
 if TYPE_CHECKING:
@@ -71,13 +71,22 @@ def summary_markdown(
         f"| training data | {escaped(context.train_source, 400)}: {context.n_train:,} rows, "
         f"{text.plural(context.n_features, 'feature')} |",
         f"| evaluated data | {escaped(context.eval_source, 400)}: {text.plural(context.n_eval, 'row')} |",
-        f"| decision | {escaped(context.class_names[1])} where its probability is above {context.threshold:g} |",
+        f"| decision | {_decision(context)} |",
         f"| made by | mlflow-relabel-audit {escaped(context.package_version)}, {escaped(context.generated_at)} |",
         "",
     ]
     if context.messages:
         lines += ["Notes from the audit:", "", *(f"* {escaped(m, 1000)}" for m in context.messages), ""]
     return "\n".join(lines)
+
+
+def _decision(context: ReportContext) -> str:
+    """Return the rule by which a class is predicted."""
+    if context.several:
+        shown = ", ".join(escaped(name, 40) for name in context.class_names[:CLASSES_SHOWN])
+        more = len(context.class_names) - CLASSES_SHOWN
+        return f"the most probable of {shown}" + (f" and {more} more" if more > 0 else "")
+    return f"{escaped(context.class_names[1])} where its probability is above {context.threshold:g}"
 
 
 def _metric(value: Any) -> str:

@@ -150,7 +150,7 @@ def _chart(result: NoiseResult) -> Chart | None:
     if not len(result.suspects):
         return None
     shown = min(len(result.scores), max(20, 2 * len(result.suspects)))
-    return pictures.review_yield(result.scores["score"].to_numpy(dtype=float), shown)
+    return pictures.review_yield(result.scores["score"].dropna().to_numpy(dtype=float), shown)
 
 
 def _table(suspects: pd.DataFrame, context: ReportContext) -> Table:
@@ -163,7 +163,7 @@ def _table(suspects: pd.DataFrame, context: ReportContext) -> Table:
             "Unseen",
             "probability",
             suspects["probability_out_of_sample"].tolist(),
-            "probability of the positive class by models that did not see the row",
+            f"probability of the {'label' if context.several else 'positive class'} by models that did not see the row",
         ),
     ]
     if suspects["flip_set_count"].notna().any():

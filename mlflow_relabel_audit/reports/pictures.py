@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from markupsafe import Markup
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
@@ -101,7 +103,7 @@ def _k_edges(k: Floats, few: float) -> tuple[Floats, bool]:
     return edges, True
 
 
-def k_against_confidence(confidence: Floats, k: Floats, n_train: int) -> Chart:
+def k_against_confidence(confidence: Floats, k: Floats, n_train: int, whose: str = "likelier") -> Chart:
     """Draw labels needed against the likelier class's probability, the confident-but-fragile corner marked.
 
     Parameters
@@ -110,6 +112,8 @@ def k_against_confidence(confidence: Floats, k: Floats, n_train: int) -> Chart:
         Probability of the likelier class.
     k : ndarray (T,)
         Labels needed, all finite.
+    whose : str
+        What the axis calls that class: of several it is the predicted one.
     """
     within = np.clip(confidence, EDGE, 1 - EDGE)
     odds = np.log(within) - np.log1p(-within)
@@ -143,7 +147,7 @@ def k_against_confidence(confidence: Floats, k: Floats, n_train: int) -> Chart:
         charts.diamonds(axes, odds[corner], k[corner], ALARM)
         if limit > bottom:
             charts.note(axes, right, limit * 1.06, "confident but fragile", ALARM, ha="right", va="bottom")
-        axes.set_xlabel("probability of the likelier class", labelpad=5)
+        axes.set_xlabel(f"probability of the {whose} class", labelpad=5)
         charts.note(axes, left, top * 1.08, "labels needed", ha="left", va="bottom")
         svg = charts.finish(
             figure,
@@ -164,7 +168,7 @@ def k_against_confidence(confidence: Floats, k: Floats, n_train: int) -> Chart:
     return Chart(svg, caption)
 
 
-def label_path(probability: Floats, after: float, threshold: float, names: tuple[str, str]) -> Chart:
+def label_path(probability: Floats, after: float, threshold: float, names: tuple[str, ...]) -> Chart:
     """Draw the probability as one label after another is changed, strongest first, up to the threshold.
 
     Parameters
@@ -177,23 +181,92 @@ def label_path(probability: Floats, after: float, threshold: float, names: tuple
     names : tuple of str
         The negative and the positive class.
     """
-    steps = np.arange(len(probability))
-    heights = np.array([logit(min(max(p, 1e-9), 1 - 1e-9)) for p in probability])
-    goal = logit(min(max(threshold, 1e-9), 1 - 1e-9))
+
+    def height(p: float) -> float:
+        return logit(min(max(p, 1e-9), 1 - 1e-9))
+
+    def ticks(low: float, high: float) -> dict[float, str]:
+        values = [v for v in _PROBABILITIES if low <= logit(v) <= high]
+        values = [threshold, *charts.apart(values, threshold, logit, (high - low) / 7)]
+        return {logit(v): f"{v:.5g}" for v in values}
+
+    heights, goal = np.array([height(p) for p in probability]), height(threshold)
+    svg = _path(
+        heights,
+        height(after) if np.isfinite(after) else after,
+        goal,
+        ticks,
+        names[0] if heights[0] >= goal else names[1],
+        ("The probability", f"probability of {text.visible(names[1], 40)}"),
+        f"From {text.probability(probability[0])} to {text.probability(probability[-1])} after "
+        f"{text.plural(len(heights) - 1, 'label')}, to first order; the threshold is {threshold:g}.",
+    )
+    return Chart(
+        svg, "Line: each label's effect alone, added up. Dashed: the threshold." + _refit(after, text.probability)
+    )
+
+
+def margin_path(margin: Floats, after: float, names: tuple[str, str]) -> Chart:
+    """Draw by how much one class leads another as one label after another is changed, strongest first.
+
+    Parameters
+    ----------
+    margin : ndarray (k + 1,)
+        Before, then after each label, to first order.
+    after : float
+        The same by the refitted model, with all k labels changed; NaN where it was not refitted.
+    names : tuple of str
+        The class predicted, and the one it is to flip to.
+    """
+
+    def ticks(low: float, high: float) -> dict[float, str]:
+        return {float(v): text.number(v, 1) for v in MaxNLocator(nbins=6).tick_values(low, high) if low <= v <= high}
+
+    first, second = (text.visible(name, 24) for name in names)
+    svg = _path(
+        margin,
+        after,
+        0.0,
+        ticks,
+        names[1],
+        ("The lead", f"lead of {first} over {second} (log-odds)"),
+        f"From {text.number(margin[0])} to {text.number(margin[-1])} after "
+        f"{text.plural(len(margin) - 1, 'label')}, to first order.",
+    )
+    caption = f"Line: each label's effect alone, added up. Below the dashed line {second} is ahead of {first}."
+    return Chart(svg, caption + _refit(after, text.number))
+
+
+def _refit(after: float, written: Callable[[float], str]) -> str:
+    """Return what the caption says of the refitted model."""
+    if not np.isfinite(after):
+        return ""
+    refit = f"the model refitted with all of them changed ({written(after)})"
+    return f" Diamond: {refit}; its distance from the line is what adding up overlooks."
+
+
+def _path(
+    heights: Floats,
+    end: float,
+    goal: float,
+    ticks: Callable[[float, float], dict[float, str]],
+    other: str,
+    names: tuple[str, str],
+    description: str,
+) -> Markup:
+    """Draw what is reached after each label, the dashed goal, and where the refitted model ends."""
+    steps = np.arange(len(heights))
     with charts.style("label-path"):
         figure, axes = charts.canvas(220)
         low, high = min(heights.min(), goal), max(heights.max(), goal)
-        if np.isfinite(after):
-            end = logit(min(max(after, 1e-9), 1 - 1e-9))
+        if np.isfinite(end):
             low, high = min(low, end), max(high, end)
         room = 0.16 * max(high - low, 0.5)
         axes.set_ylim(low - room, high + room)
-        axes.set_xlim(-0.02 * len(probability), (len(probability) - 1) * 1.04)
-        ticks = [v for v in _PROBABILITIES if low - room <= logit(v) <= high + room]
-        ticks = [threshold, *charts.apart(ticks, threshold, logit, (high - low + 2 * room) / 7)]
-        axes.yaxis.set_major_locator(FixedLocator([logit(v) for v in ticks]))
-        names_of = {logit(v): f"{v:.5g}" for v in ticks}
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: names_of.get(v, "")))
+        axes.set_xlim(-0.02 * len(heights), (len(heights) - 1) * 1.04)
+        marks = ticks(low - room, high + room)
+        axes.yaxis.set_major_locator(FixedLocator(list(marks)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: marks.get(v, "")))
         axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
         axes.grid(axis="y", color=RULE, linewidth=0.7)
@@ -201,28 +274,15 @@ def label_path(probability: Floats, after: float, threshold: float, names: tuple
         axes.plot(steps, heights, color=ACCENT, linewidth=1.8, clip_on=False)
         if len(steps) <= 60:
             charts.dots(axes, steps, heights, ACCENT, 5)
-        if np.isfinite(after):
+        if np.isfinite(end):
             charts.diamonds(axes, steps[-1:], np.array([end]), ALARM, 5)
-        down = heights[0] >= goal
-        other = names[0] if down else names[1]
-        side = ("below", "top", -1) if down else ("from here up", "bottom", 1)
+        side = ("below", "top", -1) if heights[0] >= goal else ("from here up", "bottom", 1)
         words = f"{text.visible(other, 24)} {side[0]}"
         charts.note(axes, 0, goal + side[2] * 0.2 * room, words, INK, va=side[1])
         axes.set_xlabel("labels changed, strongest first", labelpad=5)
-        title = f"probability of {text.visible(names[1], 40)}"
-        charts.note(axes, axes.get_xlim()[0], high + room * 1.15, title, va="bottom")
-        svg = charts.finish(
-            figure,
-            "label-path",
-            "The probability as labels are changed one after another",
-            f"From {text.probability(probability[0])} to {text.probability(probability[-1])} after "
-            f"{text.plural(len(steps) - 1, 'label')}, to first order; the threshold is {threshold:g}.",
-        )
-    caption = "Line: each label's effect alone, added up. Dashed: the threshold."
-    if np.isfinite(after):
-        refit = f"the model refitted with all of them changed ({text.probability(after)})"
-        caption += f" Diamond: {refit}; its distance from the line is what adding up overlooks."
-    return Chart(svg, caption)
+        charts.note(axes, axes.get_xlim()[0], high + room * 1.15, names[1], va="bottom")
+        title = f"{names[0]} as labels are changed one after another"
+        return charts.finish(figure, "label-path", title, description)
 
 
 def review_yield(score: Floats, shown: int) -> Chart:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from mlflow_relabel_audit.analyses.robustness import FLIPS_TO, confidence
 from mlflow_relabel_audit.reports import pictures, text
-from mlflow_relabel_audit.reports.context import ReportContext
+from mlflow_relabel_audit.reports.context import CLASSES_SHOWN, ReportContext
 from mlflow_relabel_audit.reports.environment import render
 from mlflow_relabel_audit.reports.tables import ROW_LIMIT, Column, Table
 
@@ -49,6 +50,7 @@ def render_robustness(result: RobustnessResult, context: ReportContext) -> str:
         charts=_charts(reading, context),
         shares=_shares(reading, context),
         places=_places(reading, context),
+        turns=_turns(reading, context),
         fragile=_most_fragile(reading, heads, context),
         recurring=_recurring(result.flip_sets, reading),
         table=_table(reading, heads).payload() if len(reading.frame) else None,
@@ -61,7 +63,8 @@ class Reading:
     """The predictions as the page reads them.
 
     ``frame`` has the columns of predictions plus ``shown`` (k, or its estimate where it was not verified),
-    ``share`` (shown / N), ``confidence`` (probability of the likelier class); ``found`` are its rows with k.
+    ``share`` (shown / N), ``confidence`` (probability of the likelier class, or of the predicted one of several);
+    ``found`` are its rows with k.
     """
 
     frame: pd.DataFrame
@@ -81,10 +84,9 @@ def read(predictions: pd.DataFrame, context: ReportContext) -> Reading:
     k, estimate = _floats(frame["k"]), _floats(frame["k_estimate"])
     unverified = (frame["status"].astype(str) == "unverified").to_numpy()
     shown = np.where(np.isnan(k) & unverified, estimate, k)
-    probability = _floats(frame["probability"])
     frame["shown"] = shown
     frame["share"] = shown / max(context.n_train, 1)
-    frame["confidence"] = np.maximum(probability, 1 - probability)
+    frame["confidence"] = confidence(frame)
     found = frame[~np.isnan(shown)]
     n = max(len(frame), 1)
     corner = (found["confidence"] > pictures.CONFIDENT) & (found["share"] < pictures.FRAGILE)
@@ -189,10 +191,11 @@ def _charts(reading: Reading, context: ReportContext) -> dict[str, Any]:
     k = reading.found["shown"].to_numpy(dtype=float)
     if len(k) < 2:
         return {}
+    whose = "predicted" if context.several else "likelier"
     return {
         "distribution": pictures.k_distribution(k, context.n_train, reading.estimated),
         "confidence": pictures.k_against_confidence(
-            reading.found["confidence"].to_numpy(dtype=float), k, context.n_train
+            reading.found["confidence"].to_numpy(dtype=float), k, context.n_train, whose
         ),
     }
 
@@ -215,10 +218,8 @@ def _shares(reading: Reading, context: ReportContext) -> list[dict[str, Any]]:
 def _places(reading: Reading, context: ReportContext) -> list[dict[str, Any]]:
     """Return where the fragile predictions are: by predicted class, by confidence, by being right."""
     frame = reading.frame
-    positive = pd.Series(_floats(frame["margin"]) > 0)
     groups: list[tuple[str, str | None, pd.Series[bool]]] = [
-        ("predicted", context.class_names[0], ~positive),
-        ("predicted", context.class_names[1], positive),
+        *_by_class(frame, context),
         ("more than 0.9 sure", None, frame["confidence"] > pictures.CONFIDENT),
         ("at most 0.9 sure", None, frame["confidence"] <= pictures.CONFIDENT),
     ]
@@ -235,6 +236,27 @@ def _places(reading: Reading, context: ReportContext) -> list[dict[str, Any]]:
             few = float((part["share"] < pictures.FEW).mean())
             places.append({"words": words, "name": name, "n": len(part), "median": part["shown"].median(), "few": few})
     return places
+
+
+def _by_class(frame: pd.DataFrame, context: ReportContext) -> list[tuple[str, str | None, pd.Series[bool]]]:
+    """Return which predictions are of which class; of several, the classes predicted most often."""
+    if not context.several:
+        positive = pd.Series(_floats(frame["margin"]) > 0)
+        return [("predicted", name, at) for name, at in zip(context.class_names, (~positive, positive), strict=True)]
+    predicted = frame["predicted"].astype(str)
+    often = set(predicted.value_counts().index[:CLASSES_SHOWN])
+    return [("predicted", name, predicted == name) for name in context.class_names if name in often]
+
+
+def _turns(reading: Reading, context: ReportContext) -> list[dict[str, Any]]:
+    """Return which class flips to which, and how easily; the most frequent pairs of several classes."""
+    found = reading.found
+    if not context.several or len(found) < 2 or FLIPS_TO not in found:
+        return []
+    pairs = found.groupby(["predicted", FLIPS_TO], sort=True)["shown"].agg(["size", "median", "min"]).reset_index()
+    pairs = pairs.sort_values("size", ascending=False, kind="stable").head(CLASSES_SHOWN)
+    records: list[dict[str, Any]] = pairs.to_dict("records")
+    return records
 
 
 def _flip_set_heads(flip_sets: pd.DataFrame) -> dict[Any, pd.DataFrame]:
@@ -255,6 +277,7 @@ def _most_fragile(reading: Reading, heads: dict[Any, pd.DataFrame], context: Rep
             {
                 "row_id": row.row_id,
                 "predicted": row.predicted,
+                "flips_to": getattr(row, FLIPS_TO, None),
                 "label": row.label if reading.labelled else None,
                 "wrong": reading.labelled and row.correct is not pd.NA and not bool(row.correct),
                 "confidence": row.confidence,
@@ -289,12 +312,15 @@ def _recurring(flip_sets: pd.DataFrame, reading: Reading) -> list[dict[str, Any]
 def _table(reading: Reading, heads: dict[Any, pd.DataFrame]) -> Table:
     """Return every prediction, most fragile first, with the first labels of its flip set behind it."""
     frame = reading.frame.sort_values("shown", kind="stable", na_position="last").head(ROW_LIMIT)
+    several = FLIPS_TO in frame
+    whose = "predicted" if several else "positive"
     columns = [Column("Row", "text", frame["row_id"].tolist())]
     if reading.labelled:
         columns.append(Column("Label", "word", frame["label"].tolist(), "what the evaluated data says"))
     columns += [
         Column("Predicted", "word", frame["predicted"].tolist()),
-        Column("Prob.", "probability", frame["probability"].tolist(), "probability of the positive class"),
+        *([Column("Flips to", "word", frame[FLIPS_TO].tolist())] if several else []),
+        Column("Prob.", "probability", frame["probability"].tolist(), f"probability of the {whose} class"),
         Column("k_lower", "count", frame["k_lower"].tolist(), "no fewer labels can flip it, proved"),
         Column(
             "k",
@@ -302,7 +328,7 @@ def _table(reading: Reading, heads: dict[Any, pd.DataFrame]) -> Table:
             frame["shown"].tolist(),
             "labels that flip it" + (", estimated where not verified" if reading.n_unverified else ""),
         ),
-        Column("k_paper", "count", frame["k_paper"].tolist(), "the published Algorithm 1"),
+        *([] if several else [Column("k_paper", "count", frame["k_paper"].tolist(), "the published Algorithm 1")]),
         Column("of labels", "percent", frame["share"].tolist(), "k divided by the number of training labels"),
     ]
     sort = next(i for i, c in enumerate(columns) if c.label == "k")

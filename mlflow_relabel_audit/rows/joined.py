@@ -37,12 +37,12 @@ class JoinedStore:
         self, step: Step, calls: Iterable[Call], along: Sequence[Any], arguments: tuple[Any, ...], join: Join
     ) -> tuple[Any, ...] | None:
         """Run the step on every block and join the results of each store, then those of the two."""
-        both = Fold(join)
+        joining = Fold(join)
         for number, (part, asked, slices) in enumerate(self._split(calls, along)):
-            result = part.reduce(step, asked, slices, arguments, join)
-            if result is not None:
-                both.add(number, result)
-        return both.result()
+            found = part.reduce(step, asked, slices, arguments, join)
+            if found is not None:
+                joining.add(number, found)
+        return joining.result()
 
     def _split(self, calls: Iterable[Call], along: Sequence[Any]) -> Iterator[tuple[Store, list[Call], list[Any]]]:
         first, second = self.parts

@@ -78,6 +78,7 @@ class Subject:
             "n_train": rows.n,
             "n_eval": len(self.evaluation),
             "n_features": rows.features_in,
+            "classes": list(map(str, self.auditor.problem.classes)),
             "threshold": self.auditor.problem.threshold,
             "fingerprint": self.auditor.fingerprint,
             "package_version": version("mlflow-relabel-audit"),

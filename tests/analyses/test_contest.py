@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mlflow_relabel_audit.analyses.contest import ContestResult, Decision, contest, refitted, shared_features
+from mlflow_relabel_audit.analyses.contest import ContestResult, contest, shared_features
+from mlflow_relabel_audit.analyses.decision import Decision, refitted
 from mlflow_relabel_audit.errors import RequestError
 from mlflow_relabel_audit.flips.rankings import rank
 from mlflow_relabel_audit.flips.relabelling import Relabelling

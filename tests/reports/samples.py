@@ -112,6 +112,8 @@ def contest_result(k: int = 6, n_train: int = N_TRAIN, removal: bool = True, **c
         "row_id": 1042,
         "label": "malignant",
         "predicted": "benign",
+        "wanted": "malignant",
+        "any_change": True,
         "probability": 1 / (1 + np.exp(-margin)),
         "margin": margin,
         "threshold": 0.5,
