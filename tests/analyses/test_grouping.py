@@ -6,7 +6,7 @@ from mlflow_relabel_audit.analyses.grouping import (
     MISSING,
     align,
     attributes_of,
-    binary_classes,
+    classes_of,
     row_set_masks,
 )
 from mlflow_relabel_audit.errors import RequestError
@@ -76,15 +76,15 @@ def test_columns_must_agree():
 
 def test_classes_are_read_off_the_margins():
     table = pd.DataFrame({"margin": [1.0, -1.0], "predicted": ["good", "bad"]})
-    assert binary_classes(table, ["bad", "good"], None) == ("bad", "good")
-    assert binary_classes(table.iloc[:1], ["bad", "good"], None) == ("bad", "good")
-    assert binary_classes(table.iloc[1:], ["bad", "good"], None) == ("bad", "good")
+    assert classes_of(table, ["bad", "good"], None) == ("bad", "good")
+    assert classes_of(table.iloc[:1], ["bad", "good"], None) == ("bad", "good")
+    assert classes_of(table.iloc[1:], ["bad", "good"], None) == ("bad", "good")
     with pytest.raises(RequestError, match="odd"):
-        binary_classes(table, ["bad", "odd"], None)
+        classes_of(table, ["bad", "odd"], None)
     with pytest.raises(RequestError, match="missing values"):
-        binary_classes(table, ["bad", None], None)
+        classes_of(table, ["bad", None], None)
     with pytest.raises(RequestError, match="classes="):
-        binary_classes(table.assign(predicted="bad"), ["bad", "good"], None)
+        classes_of(table.assign(predicted="bad"), ["bad", "good"], None)
 
 
 def test_row_sets_as_masks_and_ids():
