@@ -295,6 +295,7 @@ class Auditor:
             row_norms=self.fitted.row_norms,
             removal=removal,
             want=found.want,
+            any_change=want is None,
         )
 
     def rank(self, x: Any, method: str = "ip-relabel", *, seed: int = 0) -> Ranking:

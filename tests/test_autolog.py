@@ -19,6 +19,7 @@ from sklearn.datasets import load_breast_cancer
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
 from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
@@ -33,7 +34,7 @@ from tests.versions import elastic
 
 X, Y = load_breast_cancer(return_X_y=True)
 X, Y, X_TEST, Y_TEST = X[:300, :6], Y[:300], X[300:, :6], Y[300:]
-CLASSES = (LogisticRegression, LogisticRegressionCV, Pipeline)
+CLASSES = (LogisticRegression, LogisticRegressionCV, OneVsRestClassifier, Pipeline)
 FILES = {
     "flip_sets.parquet",
     "hessian.json",

@@ -13,6 +13,7 @@ EXAMPLES = sorted((Path(__file__).resolve().parents[1] / "examples").glob("*.py"
 SAID = {
     "contest_one_decision": "no set of fewer than",
     "embeddings": "the most fragile of the sure ones",
+    "several_classes": "labels to change so that it becomes",
     "table_with_groups": "[critical] region south",
     "text_pipeline": "of the 30 wrong ones",
 }

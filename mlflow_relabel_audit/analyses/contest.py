@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,6 +68,8 @@ class ContestResult:
         signed), cumulative_margin and cumulative_probability (estimates with it and those before it changed).
     wanted : Any
         the class flipped to.
+    any_change : bool
+        whether k and k_lower are about any other class, not the wanted one alone.
     margin_after, probability_after : float or None
         of the model refitted with the whole set relabelled; None without a set, or where the refit's sign
         could not be proved.
@@ -101,6 +103,7 @@ class ContestResult:
     n_train: int
     classes: tuple[Any, ...]
     wanted: Any
+    any_change: bool = True
 
 
 class SharedFeature(NamedTuple):
@@ -136,6 +139,7 @@ def contest(
     row_norms: FloatArray | None = None,
     removal: bool = True,
     want: int | None = None,
+    any_change: bool = True,
     algorithm: int = 1,
     max_removed: int | None = None,
 ) -> ContestResult:
@@ -161,6 +165,8 @@ def contest(
         also find rows whose removal flips the decision (searched by refits, see `removal_sets`).
     want : int, optional
         code of the class that the set flips to; the next in line by default.
+    any_change : bool
+        whether k and k_lower are about any other class.
     algorithm : {1, 2}
         of the removal's order.
     max_removed : int, optional
@@ -182,11 +188,6 @@ def contest(
         raise RequestError(f"contest: got {len(ids)} training ids for {rows.n} training rows; pass one per row")
     decision = Decision.on(problem, point.theta, x, want)
     after = refitted(problem, rows, point, decision, flip.change, row_norms) if len(flip.change) else None
-    if after is not None and flip.status == VERIFIED:
-        leads = int(np.argmax(decision.probabilities(after[1]))) if problem.outputs > 1 else decision.wanted
-        if leads not in (decision.predicted, decision.wanted):  # a third class is ahead of the one that overtook
-            decision = replace(decision, wanted=leads)
-            after = refitted(problem, rows, point, decision, flip.change, row_norms)
     margin = decision.margin(point.theta)
     features = x[:-1] if rows.intercept else x
     side = None
@@ -224,6 +225,7 @@ def contest(
         n_train=rows.n,
         classes=problem.classes,
         wanted=problem.classes[decision.wanted],
+        any_change=any_change or problem.outputs == 1,
     )
 
 

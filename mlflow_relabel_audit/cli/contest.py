@@ -90,7 +90,8 @@ def show(outcome: ContestOutcome) -> None:
     if result.k_lower is not None and result.k_lower > 1:
         fewer = result.k_lower - 1
         none = "single label" if fewer == 1 else f"{fewer:,} labels"
-        click.echo(f"No {none} can flip it, whichever chosen: certified.")
+        does = "flip it" if result.any_change else f"make it {result.wanted}"
+        click.echo(f"No {none} can {does}, whichever chosen: certified.")
     if result.removal is not None and result.removal.found:
         click.echo(f"Removing training rows instead takes {result.removal.k:,}.")
     click.echo(f"\nReport  {outcome.report_location}")

@@ -2,7 +2,8 @@
 
 Of two classes there is one other, and one margin. Of K there are K - 1: the class whose estimate is smallest is
 searched first, and another one only while its estimate stays below the k found, as a bound of the search. At k - 1 of
-the set that wins, the class it flips to does not lead yet; that no third class does is proved here, by a refit.
+the set that wins, the class it flips to does not lead yet; that no third class does is proved here, by a refit. Which
+class leads at k, a third one perhaps, is read off another.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ def search_closest(
                     found[row], chosen[row] = result, t
     if adaptive:
         found = shrink(searcher, searcher.effect, block.only(chosen), found)
-    return _led_before(searcher, block, found, chosen)
+    found, chosen = _led_before(searcher, block, found, chosen)
+    return found, _leading(searcher, block, found, chosen)
 
 
 def estimated_closest(block: EstimateBlock) -> tuple[list[FlipSet], IntArray]:
@@ -134,6 +136,17 @@ def _led_before(
                 found[row] = FlipSet.empty(UNVERIFIED)
         waiting = again
     return found, chosen
+
+
+def _leading(searcher: VerifiedSearch, block: EstimateBlock, found: list[FlipSet], chosen: IntArray) -> IntArray:
+    """The margin over the class that leads after each refit: a third one may be ahead of the one that overtook."""
+    chosen = chosen.copy()
+    verified = [row for row, item in enumerate(found) if item.status == VERIFIED]
+    others = [np.flatnonzero(block.asked.owner == block.asked.owner[chosen[row]]) for row in verified]
+    after = _margins(searcher, block, others, [found[row].change for row in verified])
+    for row, rivals, (margins, _) in zip(verified, others, after, strict=True):
+        chosen[row] = rivals[np.argmin(margins)]
+    return chosen
 
 
 def _margins(

@@ -137,13 +137,18 @@ def rank(
     return _ordered(_divide(products, lengths))
 
 
+def _for_two(method: str, classes: int) -> UnsupportedModelError:
+    """What is said of a method that more than two classes have no place in."""
+    return UnsupportedModelError(
+        f"ranking: got method {method!r} for a model of {classes} classes, but it is defined for two; "
+        "pass 'ip-relabel' or 'random'"
+    )
+
+
 def _several(problem: Problem, rows: Rows, point: StationaryPoint, x: FloatArray, method: str) -> Ranking:
     """``ip-relabel`` for more than two classes."""
     if method != "ip-relabel":
-        raise UnsupportedModelError(
-            f"ranking: got method {method!r} for a model of {len(problem.classes)} classes, but it is defined for two; "
-            "pass 'ip-relabel' or 'random'"
-        )
+        raise _for_two(method, problem.outputs)
     scores = point.theta.reshape(problem.outputs, -1) @ x
     first, second = np.argsort(-scores, kind="stable")[:2]
     target = np.zeros((problem.outputs, len(x)))
@@ -159,6 +164,8 @@ def direction_norms(rows: Rows, point: StationaryPoint, length: int = 256) -> Fl
     Where the factor is p x p and p is below n, the inverse is formed once, and a sparse row touches only the
     few rows of it that it holds; otherwise blocks of rows are solved with.
     """
+    if rows.outputs > 1:
+        raise _for_two("rif", rows.outputs)
     solve = point.curvature.solve
     inverse = solve(np.eye(rows.p)) if point.curvature.kind == "primal" and rows.p < rows.n else None
     out = np.empty(rows.n)

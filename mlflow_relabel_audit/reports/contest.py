@@ -89,12 +89,13 @@ def _certificate(result: ContestResult) -> str:
     if result.k_lower is None:
         return ""
     lower, k = result.k_lower, _k(result)
+    does = "change this decision" if result.any_change else f"make it {text.visible(result.wanted, 40)}"
     if lower == k and result.status == "verified":
-        return "No smaller set of labels can change this decision: that is proved."
+        return f"No smaller set of labels can {does}: that is proved."
     if lower == 2:
-        return "No single label can change this decision, whichever is chosen: that is proved."
+        return f"No single label can {does}, whichever is chosen: that is proved."
     if lower > 2:
-        return f"No {lower - 1:,} labels can change this decision, whichever are chosen: that is proved."
+        return f"No {lower - 1:,} labels can {does}, whichever are chosen: that is proved."
     return "Smaller sets are not ruled out by proof; none was found."
 
 

@@ -103,7 +103,7 @@ def _k_edges(k: Floats, few: float) -> tuple[Floats, bool]:
     return edges, True
 
 
-def k_against_confidence(confidence: Floats, k: Floats, n_train: int) -> Chart:
+def k_against_confidence(confidence: Floats, k: Floats, n_train: int, whose: str = "likelier") -> Chart:
     """Draw labels needed against the likelier class's probability, the confident-but-fragile corner marked.
 
     Parameters
@@ -112,6 +112,8 @@ def k_against_confidence(confidence: Floats, k: Floats, n_train: int) -> Chart:
         Probability of the likelier class.
     k : ndarray (T,)
         Labels needed, all finite.
+    whose : str
+        What the axis calls that class: of several it is the predicted one.
     """
     within = np.clip(confidence, EDGE, 1 - EDGE)
     odds = np.log(within) - np.log1p(-within)
@@ -145,7 +147,7 @@ def k_against_confidence(confidence: Floats, k: Floats, n_train: int) -> Chart:
         charts.diamonds(axes, odds[corner], k[corner], ALARM)
         if limit > bottom:
             charts.note(axes, right, limit * 1.06, "confident but fragile", ALARM, ha="right", va="bottom")
-        axes.set_xlabel("probability of the likelier class", labelpad=5)
+        axes.set_xlabel(f"probability of the {whose} class", labelpad=5)
         charts.note(axes, left, top * 1.08, "labels needed", ha="left", va="bottom")
         svg = charts.finish(
             figure,

@@ -191,10 +191,11 @@ def _charts(reading: Reading, context: ReportContext) -> dict[str, Any]:
     k = reading.found["shown"].to_numpy(dtype=float)
     if len(k) < 2:
         return {}
+    whose = "predicted" if context.several else "likelier"
     return {
         "distribution": pictures.k_distribution(k, context.n_train, reading.estimated),
         "confidence": pictures.k_against_confidence(
-            reading.found["confidence"].to_numpy(dtype=float), k, context.n_train
+            reading.found["confidence"].to_numpy(dtype=float), k, context.n_train, whose
         ),
     }
 

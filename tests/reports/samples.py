@@ -113,6 +113,7 @@ def contest_result(k: int = 6, n_train: int = N_TRAIN, removal: bool = True, **c
         "label": "malignant",
         "predicted": "benign",
         "wanted": "malignant",
+        "any_change": True,
         "probability": 1 / (1 + np.exp(-margin)),
         "margin": margin,
         "threshold": 0.5,
