@@ -5,9 +5,8 @@
 
 DIR holds the Parquet files and sentence vectors (``hate_train.parquet``, ``hate_train_minilm.npz``, ...);
 sets whose files are missing are skipped and named. The settings of the method were chosen on the sets in
-``TUNED``; those in ``SEEN`` were looked at (one seed) while it was improved; those in ``HELD_OUT`` were
-measured once, at the end. ``oracle`` is a ranking by models trained on the right labels and told the true
-rates: what margins of such models can reach.
+``TUNED``; those in ``SEEN`` were looked at while it was improved; those in ``HELD_OUT`` were measured once, at the
+end. ``oracle`` is a ranking by linear models trained on the right labels and told the true rates.
 
 Each setting is a line of ``OUTPUT/noise/ROWS/SET.jsonl`` and is not measured again unless asked, so that a long
 run can be stopped, and sets measured in several processes. ``noise.md`` and ``noise.json`` sum up all lines.
@@ -90,12 +89,10 @@ def measure(data: Data, wrong: np.ndarray, seed: int, labels: np.ndarray, clean:
     if wrong.any():
         out["cleanlab"]["ap"] = float(average_precision_score(wrong, theirs))
         out["oracle"] = {"ap": float(average_precision_score(wrong, oracle_score(clean, labels, wrong)))}
-    first = None
     for name, extra in (("alone", ()), ("evaluation", (data.X_eval, problem.encode(data.y_eval)))):
         began = time.perf_counter()
-        result = noise_audit(problem, rows, point, *extra, seed=seed, margins=first)
+        result = noise_audit(problem, rows, point, *extra, seed=seed)
         seconds = time.perf_counter() - began
-        first = result.fold_out  # the same with and without evaluation rows
         score = result.scores["score"].to_numpy()
         sure = np.zeros(len(wrong), dtype=bool)
         check = sure.copy()
@@ -158,9 +155,7 @@ def summarise(frame: pd.DataFrame) -> tuple[str, dict[str, Any]]:
     noisy = frame[frame["noise"] != "clean"]
     mean = noisy.groupby(["noise", "set"], sort=False)[list(COLUMNS)].mean()
     seeds = noisy.groupby(["noise", "set"])["seed"].nunique()
-    lines = [
-        f"AP: cleanlab / label curve / with evaluation rows / oracle, mean over {seeds.min()} to {seeds.max()} seeds"
-    ]
+    lines = [f"AP: cleanlab / alone / with evaluation rows / oracle, mean over {seeds.min()} to {seeds.max()} seeds"]
     for names in (TUNED, (*SEEN, "youtubeweak"), HELD_OUT):
         present = [name for name in names if name in set(noisy["set"])]
         if present:

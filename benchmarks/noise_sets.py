@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,8 @@ NOISES = (
     "cluster",
 )
 TUNED = ("hate", "sst", "tweet", "adult", "sst_counts")
-SEEN = ("loan", "flights", "sst_wordavg", "hate_counts", "tweet_counts")
-HELD_OUT = ("cells", "credit", "churn", "spam")
+SEEN = ("loan", "flights", "sst_wordavg", "hate_counts", "tweet_counts", "cells", "credit", "churn", "spam")
+HELD_OUT = ("email", "caravan", "pension", "monica", "outwork", "lending", "digits")
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ SETS: dict[str, Callable[[Path], Data]] = {
     "credit": lambda folder: table(folder, "credit", 1.0),
     "churn": lambda folder: table(folder, "churn", 1.0),
     "spam": lambda folder: table(folder, "spam", 1.0),
+    **{name: partial(table, name=name, C=1.0) for name in HELD_OUT},
 }
 
 

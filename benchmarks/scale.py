@@ -74,7 +74,7 @@ def audit(folder: Path, tests: int, searched: int, options: dict[str, Any], rows
     auditor = clock("read, factor", lambda: Auditor.from_parquet(model, path, "label", **options))
     fitted = clock("row norms", lambda: auditor.fitted)
     evaluation = auditor.evaluation_rows(asked)
-    args = (fitted.rows, fitted.point, fitted.effect, evaluation, fitted.problem.cut)
+    args = (fitted.rows, fitted.point, fitted.effect, evaluation, fitted.problem)
     blocks = clock("estimate", lambda: sum(len(block.orders) for block in estimate(*args)))
     assert blocks == len(asked)
     searcher = VerifiedSearch(fitted.problem, fitted.rows, fitted.point, fitted.effect, fitted.row_norms)

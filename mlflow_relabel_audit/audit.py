@@ -7,7 +7,7 @@ refused before anything is written.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +17,8 @@ import pandas as pd
 
 from mlflow_relabel_audit import reports, tracking
 from mlflow_relabel_audit.analyses.contest import ContestResult
+from mlflow_relabel_audit.errors import RequestError
+from mlflow_relabel_audit.review import read_row_sets
 from mlflow_relabel_audit.stages import (
     REPORT,
     bias_stage,
@@ -109,6 +111,7 @@ def audit(
     progress: Progress | None = None,
     memory_limit: int | str | None = None,
     dask: str | None = None,
+    row_sets: Mapping[str, str] | None = None,
     **data: Unpack[DataKeywords],
 ) -> AuditResult:
     """Audit a logged model: how many training labels, and which, each of its predictions rests on.
@@ -141,6 +144,9 @@ def audit(
         ``progress(done, total, stage)``.
     memory_limit, dask : optional
         Where training rows are kept and worked on, see `Auditor`; Parquet files are then read a part at a time.
+    row_sets : mapping of name to path or URI, optional
+        Tables of training ids (column ``train_id``): the share that these rows have in the flip sets of each
+        group's decisions. Needs ``groups``.
     **data
         ``train_data``, ``target``, ``eval_data``, ``id_column``, ``weight_column``, ``groups``: where the rows are,
         see `tracking.DataOptions`.
@@ -154,11 +160,14 @@ def audit(
     """
     began = time.monotonic()
     options = DataOptions(**data)
+    if row_sets and not options.groups:
+        raise RequestError("row sets: got no groups; say with --group COL whose decisions they are compared over")
     with _workspace(output_dir) as (folder, target_dir):
         store = Store.connect(tracking_uri)
         resolved = tracking.resolve(store, run_id=run_id, model_uri=model_uri, model_name=model_name)
         subject = tracking.prepare(store, resolved, options, folder, threshold, target_dir, memory_limit, dask)
         subject = subject.sampled(max_predictions)
+        named = read_row_sets(store, row_sets or {}, subject.training, folder / "sets")
         claim, refused = None, None
         if log:
             claim, refused = tracking.begin_unless_refused(store, resolved, local=target_dir is not None)
@@ -176,7 +185,7 @@ def audit(
                 noise = find_noise(subject, robust)
                 buys = weigh_correction(subject, noise)
                 curve = trace_noise(subject, progress) if noise_curve else None
-                bias = find_bias(subject, robust) if options.groups else None
+                bias = find_bias(subject, robust, named) if options.groups else None
             files = folder / "files"
             context = report_context(subject, include_rows, (*([refused] if refused else []), *caught))
             outputs = [
@@ -187,7 +196,7 @@ def audit(
                 outputs += bias_stage(bias, context, files)
             outputs += hessian_stage(subject, files)
             outputs.append(Metric("seconds", time.monotonic() - began))
-            outputs += summary_stage(subject, robust, noise, bias, context, outputs, files)
+            outputs += summary_stage(subject, robust, (noise, buys, curve, bias), context, outputs, files)
             manifest = manifest_of(subject, claim, outputs)
             if target_dir is not None:
                 tracking.write_directory(tracking.artifacts(outputs), manifest, target_dir)

@@ -370,10 +370,10 @@ class Auditor:
         X_eval, y_eval : evaluation rows whose labels are taken to be right
             how many suspects to treat is chosen on one half of them and reported on the other.
         """
-        if noise.fold_out is None:
+        if noise.evidence is None:
             return not_measured("What correcting suspects buys is not measured: no label was scored.")
         features, labels = self.evaluation_rows(X_eval).features, self.problem.encode(y_eval)
-        return correction(self.problem, self.rows, self.point, noise.fold_out, features, labels)
+        return correction(self.problem, self.rows, self.point, features, labels)
 
     def bias(
         self,

@@ -107,9 +107,7 @@ class Separate:
 
     def difference(self, c: FloatArray, other: FloatArray, v: FloatArray) -> FloatArray:
         """``(W(c) - W(other)) v``."""
-        out: FloatArray = c - other
-        out *= v
-        return out
+        return np.asarray((c - other) * v)
 
     def counts(self, base: FloatArray, y: FloatArray) -> FloatArray:
         """What the ones of every output weigh, shape (M,)."""

@@ -1,7 +1,9 @@
-"""What a reviewer decided about suspect labels, read and held against the training rows."""
+"""Tables that name training rows, read and held against them: reviewed suspects, and sets of rows."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from mlflow_relabel_audit.errors import RequestError
 from mlflow_relabel_audit.tracking import Store, TableRows
 from mlflow_relabel_audit.tracking.tables import read_table, some
 
+_NAME = re.compile(r"[\w.-]+", re.ASCII)
 _YES = {"yes", "y", "true", "t", "1", "x"}
 _NO = {"no", "n", "false", "f", "0", ""}
 
@@ -24,12 +27,54 @@ def read_review(store: Store, suspects: str, folder: Path) -> pd.DataFrame:
     RequestError, StoreError
         As `read_table`.
     """
-    reviewed = read_table(store, suspects, folder, "suspects")
-    file = Path(suspects).expanduser()
-    if "train_id" in reviewed and file.is_file() and ".csv" in file.suffixes:
+    return _read_with_ids(store, suspects, folder, "suspects")
+
+
+def read_row_sets(store: Store, files: Mapping[str, str], training: TableRows, folder: Path) -> dict[str, Any]:
+    """Named sets of training rows, bool of shape (n,) each.
+
+    Parameters
+    ----------
+    files : mapping of name to path or URI
+        csv or parquet with a column train_id (or a single column, whatever its name).
+
+    Raises
+    ------
+    RequestError
+        A name that cannot be part of a metric's, a table without ids, or ids that are not training rows.
+    """
+    masks = {}
+    for number, (name, uri) in enumerate(files.items()):
+        what = f"row set {name}"
+        if not _NAME.fullmatch(name):
+            raise RequestError(f"{what}: name a set with letters, digits, '_', '-' and '.' only")
+        place = folder / f"set{number}"
+        place.mkdir(parents=True)
+        table = _read_with_ids(store, uri, place, what)
+        if "train_id" not in table:
+            raise RequestError(f"{what}: got columns {some(table.columns)}; pass a table with a column train_id")
+        positions = matched(table["train_id"], training.row_ids)
+        if unknown := [value for value, at in zip(table["train_id"], positions, strict=True) if at < 0]:
+            raise RequestError(
+                f"{what}: {len(unknown)} of {len(table)} ids are not among the training rows ({some(unknown, 5)}); "
+                f"those are named {some(training.row_ids, 3)}"
+            )
+        masks[name] = np.zeros(len(training.row_ids), dtype=bool)
+        masks[name][positions] = True
+    return masks
+
+
+def _read_with_ids(store: Store, uri: str, folder: Path, what: str) -> pd.DataFrame:
+    """A table whose train ids are as they are written; the only column of a table is taken for them."""
+    table = read_table(store, uri, folder, what)
+    if table.shape[1] == 1:
+        table.columns = pd.Index(["train_id"])
+    file = Path(uri).expanduser()
+    if "train_id" in table and file.is_file() and ".csv" in file.suffixes:
         # As text: the id 007 of a parquet table is not the number 7.
-        reviewed["train_id"] = pd.read_csv(file, usecols=["train_id"], dtype=str)["train_id"]
-    return reviewed
+        at = table.columns.tolist().index("train_id")
+        table["train_id"] = pd.read_csv(file, usecols=[at], dtype=str).iloc[:, 0]
+    return table
 
 
 def read_changes(reviewed: pd.DataFrame, training: TableRows, classes: Any, messages: list[str]) -> pd.DataFrame:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from mlflow_relabel_audit import __version__, reports, tracking
 from mlflow_relabel_audit.analyses.bias import BiasResult
@@ -91,10 +92,10 @@ def _staged(progress: Progress, stage: str, done: int, total: int) -> None:
     progress(done, total, stage)
 
 
-def find_bias(subject: Subject, robust: RobustnessResult) -> BiasResult:
-    """Compare groups by the labels their flip sets hold."""
+def find_bias(subject: Subject, robust: RobustnessResult, row_sets: Mapping[str, Any]) -> BiasResult:
+    """Compare groups by the labels, and the named sets of training rows, that their flip sets hold."""
     training, rows = subject.training, subject.evaluation
-    return subject.auditor.bias(training.groups, rows.X, rows.y, rows.groups, result=robust)
+    return subject.auditor.bias(training.groups, rows.X, rows.y, rows.groups, result=robust, row_sets=row_sets)
 
 
 def robustness_stage(result: RobustnessResult, context: ReportContext, folder: Path) -> Iterator[Output]:
@@ -133,13 +134,15 @@ def hessian_stage(subject: Subject, folder: Path) -> Iterator[Output]:
 def summary_stage(
     subject: Subject,
     robust: RobustnessResult,
-    noise: NoiseResult | None,
-    bias: BiasResult | None,
+    analyses: Sequence[Any],
     context: ReportContext,
     outputs: Sequence[Output],
     folder: Path,
 ) -> Iterator[Output]:
-    """summary.json, summary.md, the run's description and its tags, of all that came before."""
+    """summary.json, summary.md, the run's description and its tags, of all that came before.
+
+    ``analyses`` are results with findings, figures or both, in the order of the page; None where one was not made.
+    """
     sentence = reports.verdict_sentence(robust, context)
     facts = {
         "metrics": tracking.metrics(outputs),
@@ -148,7 +151,7 @@ def summary_stage(
         **subject.facts(),
     }
     yield tracking.text_file(folder, "summary.json", json.dumps(facts, indent=2, sort_keys=True) + "\n")
-    yield tracking.text_file(folder, "summary.md", reports.summary_markdown(context, robust, noise, bias))
+    yield tracking.text_file(folder, "summary.md", reports.summary_markdown(context, robust, *analyses))
     resolved = subject.resolved
     if resolved.run_id is not None and resolved.experiment_id is not None:
         paths = list(dict.fromkeys(["summary.md", *(item.path for item in tracking.artifacts(outputs))]))

@@ -251,7 +251,21 @@ def test_groups_and_noise_curve(server_store, cancer, tmp_path):
     for name, frame in (("train", train), ("test", test)):
         ward = np.where(frame["mean area"] > 500, "east", "west")
         frame.assign(ward=ward).to_parquet(tmp_path / f"{name}.parquet", index=False)
-    result = ask(run_id, tmp_path, groups=("ward",), noise_curve=True, max_predictions=60)
+    train["patient"][:50].to_frame("who").to_csv(tmp_path / "first.csv", index=False)
+    sets = {"first.50": str(tmp_path / "first.csv")}
+    result = ask(
+        run_id,
+        tmp_path,
+        groups=("ward",),
+        noise_curve=True,
+        max_predictions=60,
+        row_sets=sets,
+        output_dir=tmp_path / "kept",
+    )
+    page, summary = ((tmp_path / "kept" / name).read_text() for name in ("bias.html", "summary.md"))
+    assert "first.50" in page
+    assert "average k" in summary  # of the noise curve
+    assert "evaluation loss" in summary  # of the correction
     assert {"bias.html", "noise.html", "noise_curve.csv"} <= set(result.artifacts)
     assert set(result.artifacts) | {"manifest.json"} == set(server_store.files(run_id))
     plain = ask(run_id, tmp_path, max_predictions=60)
@@ -279,6 +293,21 @@ def test_failed_run_keeps_its_status(logged):
     ask(run_id, folder, max_predictions=2)
     info = store.run(run_id).info
     assert (info.status, info.end_time) == ("FAILED", 1_700_000_000_000)
+
+
+def test_row_sets_that_do_not_fit(logged, tmp_path):
+    store, run_id, folder = logged
+    (tmp_path / "ids.csv").write_text("train_id\np001\nnobody\n")
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    for sets, groups, message in (
+        ({"x": "ids.csv"}, (), "row sets: got no groups"),
+        ({"x": "ids.csv"}, ("mean area",), r"row set x: 1 of 2 ids are not among the training rows \(nobody\)"),
+        ({"x": "other.csv"}, ("mean area",), "row set x: got columns a, b; pass a table with a column train_id"),
+        ({"x y": "ids.csv"}, ("mean area",), "row set x y: name a set with letters"),
+    ):
+        with pytest.raises(RequestError, match=message):
+            ask(run_id, folder, groups=groups, row_sets={name: str(tmp_path / file) for name, file in sets.items()})
+    assert untouched(store, run_id)
 
 
 @pytest.mark.parametrize(

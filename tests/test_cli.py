@@ -134,6 +134,8 @@ def test_usage_errors_exit_2(words):
     ("words", "message"),
     [
         (["audit"], "which model: got none; give --run-id"),
+        (["audit", "--row-set", "ids.csv"], "--row-set: got 'ids.csv'; write NAME=FILE"),
+        (["audit", "--row-set", "a=x", "--row-set", "a=y"], "--row-set: got 'a' twice"),
         (
             ["audit", "--run-id", "a", "--model-uri", "models:/b/1"],
             "got both --run-id a and --model-uri models:/b/1",

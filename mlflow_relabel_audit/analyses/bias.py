@@ -222,7 +222,7 @@ def bias_audit(
         train_label=given_labels[composition.drivers["train_row"]],
     )[list(DRIVER_COLUMNS)]
     findings = conclude(groups, by_group, judged, sets, attributes, Rules(alpha, min_group, str(classes[1])))
-    summary = _summary(groups, by_group, judged, findings)
+    summary = _summary(groups, by_group, judged, sets, findings)
     return BiasResult(groups, by_group, sets, drivers, summary, findings, by_class)
 
 
@@ -330,7 +330,11 @@ def _refuse_odd(labels: pd.Series[Any], odd: Any, classes: tuple[Any, ...]) -> N
 
 
 def _summary(
-    groups: pd.DataFrame, by_group: pd.DataFrame, judged: pd.DataFrame, findings: tuple[Finding, ...]
+    groups: pd.DataFrame,
+    by_group: pd.DataFrame,
+    judged: pd.DataFrame,
+    sets: pd.DataFrame,
+    findings: tuple[Finding, ...],
 ) -> dict[str, float]:
     """Metrics; only what is finite."""
     shown = groups[(groups["status"] == "ok") & (groups["train_group"] != ALL) & (groups["train_label"] == ALL)]
@@ -343,4 +347,7 @@ def _summary(
         "bias_groups": float(len(large)),
         "bias_alarms": float(sum(f.applicable and f.level != "info" for f in findings)),
     }
+    over_all = sets[(sets["eval_group"] == ALL) & (sets["outcome"] == "misclassified") & (sets["status"] == "ok")]
+    for row in over_all.itertuples():  # what the named rows hold of the sets of all errors
+        figures |= {f"bias_share_{row.set}": row.share, f"bias_lift_{row.set}": row.lift}
     return {name: float(value) for name, value in figures.items() if np.isfinite(value)}

@@ -19,14 +19,10 @@ from mlflow_relabel_audit.analyses.foldout import FoldOut, fold_out, reweighted
 from mlflow_relabel_audit.analyses.label_curve import INTERVAL_POWER, weighted_quantile
 from mlflow_relabel_audit.analyses.label_transitions import LabelTransitions, fit_label_transitions
 from mlflow_relabel_audit.analyses.noise import (
-    BLIND_POWERS,
-    CROWDED_POWERS,
     MIN_CLASS_ROWS,
     NO_NOISE_RATE,
-    ROWS_PER_FEATURE,
     SURE_SHARE,
     WIDE_HIGH,
-    WIDE_POWERS,
     NoiseResult,
     flag,
     row_columns,
@@ -36,6 +32,11 @@ from mlflow_relabel_audit.errors import RequestError
 from mlflow_relabel_audit.problem import FloatArray, IntArray, Problem
 from mlflow_relabel_audit.rows import Rows
 
+ROWS_PER_FEATURE = 10
+"""Rows below which, for each feature, a clean model is not well known without evaluation rows."""
+CROWDED_POWERS, WIDE_POWERS, BLIND_POWERS = (1.0, 0.1), (1.0, 0.05), (0.1, 0.05)
+"""Powers of the likelihood in scores and interval: with few rows a feature; with fewer rows than features, with
+evaluation rows and without."""
 NORMAL = stats.norm.ppf((np.arange(40) + 0.5) / 40)
 """Points that stand for a normal distribution in the mixture behind the interval."""
 LEANING = 0.25
@@ -129,7 +130,7 @@ def class_noise_audit(
         *_leaning(problem, rows, found),
         *_cautions(problem, rows, found, size, clean_rows is not None),
     )
-    return NoiseResult(scores, suspects, found.rate, summary, findings, found.first)
+    return NoiseResult(scores, suspects, found.rate, summary, findings, found)
 
 
 def class_evidence(

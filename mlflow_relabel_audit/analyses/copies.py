@@ -39,38 +39,22 @@ class Pooled:
     Attributes
     ----------
     margin : ndarray of shape (n,)
-        of the training rows, each pooled with its copies' labels, never its own.
-    clean_margin : ndarray of shape (m,), or None
-        of the evaluation rows, pooled with the labels of the training rows that equal them.
+        each pooled with its copies' labels, never its own.
     strength : float
         m of the prior, ``inf`` where nothing was pooled: then the margins are those that were given.
     repeated : int
-        training rows that have a copy.
+        rows that have a copy.
     """
 
     margin: FloatArray = field(repr=False)
-    clean_margin: FloatArray | None = field(repr=False)
     strength: float
     repeated: int
 
 
-def copies(rows: Rows, others: Rows | None = None) -> IntArray:
-    """Number the distinct feature vectors; the number of every training row, then of every other row.
-
-    Parameters
-    ----------
-    rows : Rows
-        n training rows.
-    others : Rows, optional
-        m rows of the same features.
-
-    Returns
-    -------
-    ndarray of shape (n + m,), int64
-    """
+def copies(rows: Rows) -> IntArray:
+    """Number the distinct feature vectors: the number of every row, int64 of shape (n,)."""
     directions = np.random.default_rng(0).standard_normal((rows.p, 2))
-    parts = [part.margins(directions) for part in (rows, others) if part is not None]
-    place = np.concatenate(parts)
+    place = rows.margins(directions)
     spread = np.maximum(np.abs(place).max(axis=0, initial=0.0), np.finfo(np.float64).tiny)
     # sums of one row differ in the last digits with its place in a block: neighbours are compared, not equals
     order = np.lexsort((np.round(place[:, 1] / (spread[1] * SAME)), np.round(place[:, 0] / (spread[0] * SAME))))
@@ -80,37 +64,28 @@ def copies(rows: Rows, others: Rows | None = None) -> IntArray:
     return number
 
 
-def pool_copies(
-    rows: Rows, margin: FloatArray, clean_rows: Rows | None = None, clean_margin: FloatArray | None = None
-) -> Pooled:
-    """Pool out-of-fold margins with the labels of identical training rows, where that predicts labels better.
+def pool_copies(rows: Rows, margin: FloatArray) -> Pooled:
+    """Pool out-of-fold margins with the labels of identical rows, where that predicts labels better.
 
     Parameters
     ----------
     rows : Rows
-        n training rows with their given labels; those of weight 0 have no say.
+        n rows with their given labels; those of weight 0 have no say.
     margin : ndarray of shape (n,)
         out-of-fold margins.
-    clean_rows, clean_margin : Rows of m rows and ndarray of shape (m,), optional
-        evaluation rows and their margins; their labels are not used.
     """
-    number = copies(rows, clean_rows)
+    number = copies(rows)
     heard = (rows.base_weight > 0).astype(np.float64)
-    distinct = int(number.max(initial=0)) + 1
-    size, ones = (
-        np.bincount(number[: rows.n], weights=weight, minlength=distinct).astype(np.float64)
-        for weight in (heard, heard * rows.y)
-    )
-    others = size[number[: rows.n]] - heard
-    positive = ones[number[: rows.n]] - heard * rows.y
+    size, ones = (np.bincount(number, weights=weight) for weight in (heard, heard * rows.y))
+    others = size[number] - heard
+    positive = ones[number] - heard * rows.y
     repeated = others > 0
-    nothing = Pooled(margin, clean_margin, np.inf, int(repeated.sum()))
+    nothing = Pooled(margin, np.inf, int(repeated.sum()))
     if not repeated.any():
         return nothing
     trained = heard > 0
     shift, slope = _platt(margin[trained], rows.y[trained])
     calibrated = shift + slope * margin
-
     judged = repeated & trained
 
     def loss(at: FloatArray) -> float:
@@ -120,10 +95,7 @@ def pool_copies(
     strength = min(tried, key=lambda m: tried[m])
     if loss(calibrated) - tried[strength] < MIN_GAIN:
         return nothing
-    if clean_margin is not None:
-        known = number[rows.n :]
-        clean_margin = _pooled(shift + slope * clean_margin, size[known], ones[known], strength)
-    return Pooled(_pooled(calibrated, others, positive, strength), clean_margin, strength, int(repeated.sum()))
+    return Pooled(_pooled(calibrated, others, positive, strength), strength, int(repeated.sum()))
 
 
 def _pooled(margin: FloatArray, count: FloatArray, ones: FloatArray, strength: float) -> FloatArray:

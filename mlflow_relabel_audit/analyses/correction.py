@@ -14,7 +14,7 @@ import pandas as pd
 
 from mlflow_relabel_audit.analyses.class_noise import class_evidence
 from mlflow_relabel_audit.analyses.findings import Finding
-from mlflow_relabel_audit.analyses.foldout import FoldOut, class_weights, refit
+from mlflow_relabel_audit.analyses.foldout import class_weights, refit
 from mlflow_relabel_audit.analyses.noise import flag, label_evidence
 from mlflow_relabel_audit.curvature import StationaryPoint
 from mlflow_relabel_audit.errors import RequestError
@@ -57,7 +57,6 @@ def correction(
     problem: Problem,
     rows: Rows,
     point: StationaryPoint,
-    out: FoldOut,
     eval_features: Any,
     eval_labels: FloatArray,
     *,
@@ -73,8 +72,6 @@ def correction(
     ----------
     problem, rows, point
         the objective, the n training rows and the minimiser.
-    out : FoldOut
-        the noise audit's out-of-fold margins.
     eval_features : ndarray or CSR array of shape (m, features)
         transformed evaluation rows.
     eval_labels : ndarray of shape (m,)
@@ -110,11 +107,11 @@ def correction(
     evaluation = Rows(eval_features, truth, np.ones(len(truth)), **shape)
     chosen_rows = Rows(eval_features[choosing], truth[choosing], np.ones(choosing.sum()), **shape)
     if rows.outputs > 1:
-        several = class_evidence(problem, rows, point, chosen_rows, seed=seed, out=out)
+        several = class_evidence(problem, rows, point, chosen_rows, seed=seed)
         wrong, new_label = several.wrong, several.suggested
     else:
-        pooled, curve = label_evidence(rows, out, chosen_rows)
-        wrong, new_label = curve.probability_wrong(pooled.margin, rows.y), 1.0 - rows.y
+        wrong = label_evidence(problem, rows, point, chosen_rows, seed=seed).wrong
+        new_label = 1.0 - rows.y
     order = np.argsort(-wrong, kind="stable")
     if counts is None:
         flagged = int(flag(wrong)[1].sum())

@@ -9,7 +9,7 @@ it: its likelihood has two modes where rates are barely identified, and a maximu
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ BINS = 150
 TIE_WIDTHS = (0.1, 0.8)
 """Before any evidence the two rates are as likely nearly equal as not: half the prior of the difference of
 their logits is normal with the first standard deviation, half with the second."""
-INTERVAL_POWER = 0.3
+INTERVAL_POWER = 0.1
 """The likelihood is raised to this power for the interval: z is an estimate and the curve is a model."""
 FISHER_STEPS = 25
 KNOTS = 2048
@@ -119,6 +119,15 @@ def fit_label_curve(
     prior = np.logaddexp(*(-square / (2.0 * width**2) - np.log(width) for width in TIE_WIDTHS))
     weight, wide = _normalised(power * loglik + prior), _normalised(interval_power * loglik + prior)
     return LabelCurve(rate0, rate1, shift, slope / scale, weight, wide)
+
+
+def blended(curve: LabelCurve, other: LabelCurve) -> LabelCurve:
+    """The first curve, its weights averaged with those of another on the same grid of rates."""
+    return replace(
+        curve,
+        weight=0.5 * (curve.weight + other.weight),
+        wide_weight=0.5 * (curve.wide_weight + other.wide_weight),
+    )
 
 
 @dataclass(frozen=True)

@@ -1,32 +1,35 @@
 """The noise audit: which training labels are probably wrong, and how many.
 
-Out-of-fold margins (`foldout`) say what the rest of the data thinks of a row; the label curve (`label_curve`)
-turns a margin and a given label into the probability that the label is wrong. How often a row appears in flip
-sets is shown beside it as evidence; it does not rank.
+Out-of-fold margins (`foldout`), with a learner of another kind beside them where that helps (`second_opinion`) and
+the labels of identical rows (`copies`), say what the rest of the data thinks of a row; the label curve (`label_curve`)
+turns a margin and a given label into the probability that the label is wrong. Evaluation rows, whose labels are taken
+to be right, are learned from beside the training rows, and pin the rates down. How often a row appears in flip sets is
+shown as evidence; it does not rank.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 
-from mlflow_relabel_audit.analyses.copies import Pooled, pool_copies
+from mlflow_relabel_audit.analyses.copies import pool_copies
 from mlflow_relabel_audit.analyses.findings import Finding, Level
 from mlflow_relabel_audit.analyses.foldout import FOLDS, FoldOut, fold_out, reweighted
 from mlflow_relabel_audit.analyses.label_curve import (
-    INTERVAL_POWER,
     LabelCurve,
+    blended,
     fit_label_curve,
     weighted_quantile,
 )
+from mlflow_relabel_audit.analyses.second_opinion import Stacked, second_opinion, stacked
 from mlflow_relabel_audit.curvature import StationaryPoint
 from mlflow_relabel_audit.errors import RequestError
 from mlflow_relabel_audit.likelihood import sigmoid
 from mlflow_relabel_audit.problem import FloatArray, IntArray, Problem
-from mlflow_relabel_audit.rows import Rows
+from mlflow_relabel_audit.rows import Rows, joined
 
 MIN_CLASS_ROWS = 2 * FOLDS
 NO_NOISE_RATE = 0.01
@@ -35,16 +38,18 @@ WIDE_HIGH = 0.1
 SURE = 0.5
 SURE_SHARE = 0.05
 """Rows to check are shown only where the sure ones hold this share of the expected number of wrong labels."""
-ROWS_PER_FEATURE = 10
-"""Below, margins are estimated poorly enough for their own errors to pass for wrong labels."""
-CROWDED_POWERS = (1.0, 0.1)
-"""Powers of the likelihood, for the scores and for the interval, where there are fewer rows per feature than that
-and no evaluation rows."""
-WIDE_POWERS = (1.0, 0.05)
-"""The same where there are more features than rows: the margins are noisier still."""
-BLIND_POWERS = (0.1, 0.05)
-"""And then without evaluation rows: margins of rare words bend the clean curve, which passes for noise in one
-class unless the likelihood is held back."""
+BLIND_POWER = 0.1
+"""Power of the likelihood in the scores where there are more features than rows, and no evaluation rows: margins of
+rare words bend the clean curve, which passes for noise in one class unless the likelihood is held back."""
+
+
+class Evidence(Protocol):
+    """What the scores of training labels rest on."""
+
+    @property
+    def wrong(self) -> FloatArray:
+        """Probability that each label is wrong, shape (n,)."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -67,10 +72,8 @@ class NoiseResult:
     summary : dict
         ``noise_rate``, ``noise_rate_low``, ``noise_rate_high``, ``suspect_count``; finite values only.
     findings : tuple of Finding
-    fold_out : FoldOut or None
-        out-of-fold margins before suspects were weighed down, which no evaluation label has touched; None
-        where the audit does not apply.
-    curve : LabelCurve or None
+    evidence : LabelEvidence, ClassEvidence or None
+        what the scores rest on; None where the audit does not apply.
     """
 
     scores: pd.DataFrame
@@ -78,8 +81,31 @@ class NoiseResult:
     noise_rate: tuple[float, float, float]
     summary: dict[str, float]
     findings: tuple[Finding, ...]
-    fold_out: FoldOut | None = field(default=None, repr=False)
-    curve: LabelCurve | None = field(default=None, repr=False)
+    evidence: Evidence | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class LabelEvidence:
+    """How likely each training label is wrong, and from what.
+
+    Attributes
+    ----------
+    wrong : ndarray of shape (n,)
+        probability that the label is wrong.
+    margin : ndarray of shape (n,)
+        what the curve was fitted to: out-of-fold margins that have heard a second learner and identical rows.
+    curve : LabelCurve
+    out : FoldOut
+        margins of the audited kind of model alone, of the training rows and then of the evaluation rows.
+    opinion : Stacked
+        of the second learner, over the same rows.
+    """
+
+    wrong: FloatArray
+    margin: FloatArray
+    curve: LabelCurve
+    out: FoldOut
+    opinion: Stacked
 
 
 def noise_audit(
@@ -92,7 +118,6 @@ def noise_audit(
     row_ids: Any = None,
     flip_counts: Any = None,
     seed: int = 0,
-    margins: FoldOut | None = None,
 ) -> NoiseResult:
     """Score every training label, flag the suspects and estimate the share of wrong labels.
 
@@ -111,8 +136,6 @@ def noise_audit(
         in how many flip sets each row appears.
     seed : int
         of the deals into folds.
-    margins : FoldOut, optional
-        ``fold_out`` of an earlier result for the same rows and seed, where it is at hand.
 
     Raises
     ------
@@ -130,22 +153,16 @@ def noise_audit(
         return NoiseResult(scores, suspects, (np.nan, np.nan, np.nan), {"suspect_count": 0.0}, (finding,))
     clean_rows = _evaluation(rows, eval_features, eval_labels)
 
-    first = out = margins or fold_out(problem, rows, point, seed=seed)
-    pooled, curve = label_evidence(rows, out, clean_rows)
-    wrong = curve.probability_wrong(pooled.margin, rows.y)
-    if rows.n >= rows.p:  # with fewer rows than features a second round costs more than it brings
-        out = reweighted(problem, rows, point, out, wrong, seed=seed)
-        pooled, curve = label_evidence(rows, out, clean_rows)
-        wrong = curve.probability_wrong(pooled.margin, rows.y)
-    rate = noise_rate(curve, pooled.margin, rows.y)
+    evidence = label_evidence(problem, rows, point, clean_rows, seed=seed)
+    wrong = evidence.wrong
+    rate = noise_rate(evidence.curve, evidence.margin, rows.y)
     sure, flagged = flag(wrong)
     if rate[1] < NO_NOISE_RATE:
-        flagged = sure
-        if rows.p * ROWS_PER_FEATURE > rows.n:  # no more of them than a verdict of "no noise" has room for
-            flagged = sure & (_place(wrong) < NO_NOISE_RATE * rows.n)
+        # no more of them than a verdict of "no noise" has room for
+        flagged = sure & (_place(wrong) < NO_NOISE_RATE * rows.n)
 
-    scores = _score_frame(problem, rows, ids, counts, wrong, sigmoid(out.margin), flagged)
-    against = np.where(rows.y > 0.5, -pooled.margin, pooled.margin)
+    scores = _score_frame(problem, rows, ids, counts, wrong, sigmoid(evidence.out.margin[: rows.n]), flagged)
+    against = np.where(rows.y > 0.5, -evidence.margin, evidence.margin)
     order = np.lexsort((-against, -wrong))
     order = order[flagged[order]]
     suspects = scores.iloc[order].assign(level=np.where(sure[order], "sure", "check")).reset_index(drop=True)
@@ -155,8 +172,8 @@ def noise_audit(
         "noise_rate_high": rate[2],
         "suspect_count": float(len(suspects)),
     }
-    findings = _findings(problem, rows, out, curve, rate, wrong, sure, flagged, clean_rows is not None)
-    return NoiseResult(scores, suspects, rate, summary, findings, first, curve)
+    findings = _findings(problem, rows, evidence, rate, sure, flagged, clean_rows is not None)
+    return NoiseResult(scores, suspects, rate, summary, findings, evidence)
 
 
 def noise_rate(curve: LabelCurve, margin: FloatArray, label: FloatArray) -> tuple[float, float, float]:
@@ -185,27 +202,66 @@ def flag(wrong: FloatArray) -> tuple[Any, Any]:
     return sure, flagged
 
 
-def label_evidence(rows: Rows, out: FoldOut, clean_rows: Rows | None = None) -> tuple[Pooled, LabelCurve]:
-    """Margins that have heard identical rows, and the label curve of them.
+def label_evidence(
+    problem: Problem, rows: Rows, point: StationaryPoint, clean_rows: Rows | None = None, *, seed: int = 0
+) -> LabelEvidence:
+    """Score every training label: margins out of fold, the label curve, and both again with suspects weighed down.
 
     Parameters
     ----------
-    rows : Rows
-        n training rows with their given labels.
-    out : FoldOut
-        their out-of-fold margins.
+    problem, rows, point
+        the objective, the n training rows and the minimiser.
     clean_rows : Rows, optional
-        evaluation rows with their own labels, which are taken to be right.
+        evaluation rows with their own labels, which are taken to be right. They are dealt into folds and learned from
+        like the training rows.
+    seed : int
+        of the deals into folds.
     """
-    margin = None if clean_rows is None else clean_rows.margins(out.theta)
-    pooled = pool_copies(rows, out.margin, clean_rows, margin)
-    powers = (1.0, INTERVAL_POWER)
-    if rows.p > rows.n:
-        powers = BLIND_POWERS if clean_rows is None else WIDE_POWERS
-    elif clean_rows is None and rows.p * ROWS_PER_FEATURE > rows.n:
-        powers = CROWDED_POWERS
-    clean_label = None if clean_rows is None else clean_rows.y
-    return pooled, fit_label_curve(pooled.margin, rows.y, pooled.clean_margin, clean_label, *powers)
+    everything, start = rows, point
+    if clean_rows is not None:
+        clean_rows.base_weight = np.full(clean_rows.n, rows.base_weight.mean())
+        everything = joined(rows, clean_rows)
+        start = _extended(point, clean_rows)
+    out = fold_out(problem, everything, start, seed=seed)
+    found = _weighed(rows, everything, out, everything.base_weight, seed)
+    if rows.n < rows.p:  # with fewer rows than features a second round costs more than it brings
+        return found
+    doubt = np.zeros(everything.n)
+    doubt[: rows.n] = found.wrong
+    out = reweighted(problem, everything, start, out, doubt, seed=seed)
+    return _weighed(rows, everything, out, everything.base_weight * (1.0 - doubt), seed)
+
+
+def _extended(point: StationaryPoint, clean_rows: Rows) -> StationaryPoint:
+    """The minimiser with the weights of evaluation rows after those of the training rows."""
+    margin = clean_rows.margins(point.theta)
+    probability, weight = sigmoid(margin), clean_rows.base_weight
+    return replace(
+        point,
+        margin=np.concatenate([point.margin, margin]),
+        probability=np.concatenate([point.probability, probability]),
+        weight=np.concatenate([point.weight, weight]),
+        diagonal=np.concatenate([point.diagonal, weight * probability * (1.0 - probability)]),
+    )
+
+
+def _weighed(rows: Rows, everything: Rows, out: FoldOut, trust: FloatArray, seed: int) -> LabelEvidence:
+    """One round of evidence: a second learner, identical rows and the label curve, on top of the margins."""
+    opinion = stacked(out.margin, second_opinion(everything, trust, seed=seed, deals=out.deals), everything.y, trust)
+    margin, curve = _curve_of(rows, everything, opinion.margin)
+    if opinion.learner is not None:
+        # what the second learner has learned hides a ceiling in the given labels: it alone does not tell the rates
+        curve = blended(curve, _curve_of(rows, everything, out.margin)[1])
+    return LabelEvidence(curve.probability_wrong(margin, rows.y), margin, curve, out, opinion)
+
+
+def _curve_of(rows: Rows, everything: Rows, margin: FloatArray) -> tuple[FloatArray, LabelCurve]:
+    """Training rows' margins that have heard identical rows, and the label curve of them."""
+    pooled, n = pool_copies(everything, margin).margin, rows.n
+    clean = everything.n > n
+    power = BLIND_POWER if rows.p > n and not clean else 1.0
+    clean_margin, clean_label = (pooled[n:], everything.y[n:]) if clean else (None, None)
+    return pooled[:n], fit_label_curve(pooled[:n], rows.y, clean_margin, clean_label, power)
 
 
 def _place(wrong: FloatArray) -> IntArray:
@@ -268,15 +324,14 @@ def _score_frame(
 def _findings(
     problem: Problem,
     rows: Rows,
-    out: FoldOut,
-    curve: LabelCurve,
+    evidence: LabelEvidence,
     rate: tuple[float, float, float],
-    wrong: FloatArray,
     sure: Any,
     flagged: Any,
     evaluated: bool,
 ) -> tuple[Finding, ...]:
     estimate, low, high = rate
+    wrong, curve, out, opinion = evidence.wrong, evidence.curve, evidence.out, evidence.opinion
     spread = f"{estimate:.1%} of the labels (95 % interval {low:.1%} to {high:.1%})"
     found: list[Finding] = []
     if low < NO_NOISE_RATE:
@@ -335,6 +390,15 @@ def _findings(
                 "info",
                 f"Held-out labels are predicted best at {out.multiplier:.2g} times the model's C: "
                 "the model follows its labels, right or wrong, more closely than they deserve.",
+            )
+        )
+    if opinion.learner is not None:
+        found.append(
+            Finding(
+                "N008",
+                "info",
+                f"The ranking also hears a {opinion.learner}: with it held-out labels are predicted better than by "
+                f"models of the audited kind alone (log-loss {opinion.loss_alone:.3f} to {opinion.loss:.3f} a row).",
             )
         )
     return tuple(found)

@@ -89,7 +89,7 @@ def audit_fit(
                 outputs += noise_stage(noise, None, None, context, files)
             outputs += hessian_stage(subject, files)
             outputs.append(Metric("seconds", time.monotonic() - began))
-            outputs += summary_stage(subject, robust, noise, None, context, outputs, files)
+            outputs += summary_stage(subject, robust, (noise,), context, outputs, files)
             manifest = manifest_of(subject, claim, outputs)
             if given_up():
                 raise TimeBudgetError("the time budget was spent before the audit could be written")

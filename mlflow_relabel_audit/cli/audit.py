@@ -12,6 +12,7 @@ from mlflow_relabel_audit.cli.options import (
     data_options,
     keeps_something,
     model_options,
+    named_files,
     output_options,
     scale_options,
     scope_options,
@@ -31,6 +32,14 @@ if TYPE_CHECKING:
     default="prefix",
     show_default=True,
     help="prefix: shortest prefix of the influence order that flips; adaptive: then try to shrink it.",
+)
+@click.option(
+    "--row-set",
+    "row_sets",
+    metavar="NAME=FILE",
+    multiple=True,
+    callback=named_files,
+    help="Training ids (column train_id) whose share in the sets of each --group is shown; several times.",
 )
 @click.option("--noise-curve", is_flag=True, help="Also inject label noise, refit, and follow k and accuracy.")
 @click.option("--no-verify", is_flag=True, help="Leave k at its estimate; nothing is refitted.")

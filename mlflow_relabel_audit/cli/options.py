@@ -123,6 +123,25 @@ def scale_options(command: Command) -> Command:
     )(command)
 
 
+def named_files(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    """Values ``NAME=FILE`` as a mapping.
+
+    Raises
+    ------
+    RequestError
+        A value of another form, or a name given twice.
+    """
+    files: dict[str, str] = {}
+    for value in values:
+        name, found, file = value.partition("=")
+        if not (name and found and file):
+            raise RequestError(f"{parameter.opts[0]}: got {value!r}; write NAME=FILE, as biased=biased_ids.csv")
+        if name in files:
+            raise RequestError(f"{parameter.opts[0]}: got {name!r} twice; give each set a name of its own")
+        files[name] = file
+    return files
+
+
 def chosen_model(run_id: str | None, model_uri: str | None) -> tuple[str | None, str | None]:
     """``(run_id, model_uri)``, one of them None.
 

@@ -11,7 +11,7 @@ and solving with H is solving with S between two sparse products:
 
 S couples the neighbours of what was eliminated, and is treated in the same way, until a round would cost more in
 sparse products than it takes off the dense ones. This is Cholesky's method with symmetric pivoting, so it is as
-stable as that. The rare words of a text hardly meet: of 8,244 columns of tweet counts 3,400 are left after five rounds.
+stable as that. The rare words of a text hardly meet: of 8,244 columns of tweet counts 3,543 are left after four rounds.
 """
 
 from __future__ import annotations

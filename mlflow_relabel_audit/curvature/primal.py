@@ -59,7 +59,9 @@ class PrimalCurvature:
     def updated(
         self, rows: Rows, penalty: FloatArray, diagonal: FloatArray, index: IntArray, change: FloatArray
     ) -> PrimalCurvature:
-        """Factor H with the weights at ``index`` moved by ``change``: only those rows are touched."""
+        """Factor H with the weights at ``index`` moved by ``change``: where they are few, only they are touched."""
+        if 2 * len(index) > rows.n:
+            return PrimalCurvature.factor(rows, diagonal, penalty)
         hessian = self.lower @ self.lower.T
         for sign in (1.0, -1.0):  # symmetric products of what is added and of what is taken away
             moved = np.flatnonzero(sign * change > 0)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -25,7 +26,6 @@ MIRROR = 512
 FEW = 16
 """A right side is sparse where at most one in so many of its entries is not zero."""
 PAIRS = 2**20
-SOLVED = 256
 
 
 class SparsePrimalCurvature:
@@ -109,34 +109,11 @@ class SparsePrimalCurvature:
     def row_norms(self, rows: Rows) -> FloatArray:
         """``||x_i||_{H^-1}`` of every row, shape (n,), from the inverse's entries at pairs of columns that meet."""
         dense = self._dense if self._inverted else invert(self._dense.copy(order="F"))
-        entries = InverseEntries(np.argsort(self._elimination.order), dense, *self._met())
+        entries = replace(inverse_entries(self._elimination, dense), place=np.argsort(self._elimination.order))
         out = rows.collect(inverse_forms, entries, out=np.empty(rows.n))
         unmet = np.flatnonzero(np.isnan(out))  # they hold columns that met in no row with curvature
         out[unmet] = solved_row_norms(self, rows, unmet) ** 2
         return np.sqrt(np.maximum(out, 0.0))
-
-    def _met(self) -> tuple[IntArray, FloatArray]:
-        """Keys ``a p + b``, a <= b in the order of elimination, and the inverse's entries wherever a is eliminated."""
-        elimination, keys, values = self._elimination, [], []
-        for each in elimination.rounds:
-            weight = each.weight.tocsc()
-            for start in range(each.start, each.stop, SOLVED):
-                columns = np.arange(start, min(start + SOLVED, each.stop))
-                unit = np.zeros((self.p, len(columns)))
-                unit[elimination.order[columns], np.arange(len(columns))] = 1.0
-                solved = self.solve(unit)[elimination.order]
-                part = weight[:, columns - each.start]
-                column = np.concatenate(
-                    [np.arange(len(columns)), np.repeat(np.arange(len(columns)), np.diff(part.indptr))]
-                )
-                row = np.concatenate([columns, part.indices + each.stop])
-                keys.append((column + start) * self.p + row)
-                values.append(solved[row, column])
-        if not keys:
-            return np.zeros(0, dtype=np.int64), np.zeros(0)
-        key, value = np.concatenate(keys), np.concatenate(values)
-        order = np.argsort(key)
-        return key[order], value[order]
 
     def arrays(self) -> dict[str, Any]:
         """The packed lower triangle of the dense part, row by row, whether it is an inverse, and the elimination."""
@@ -205,22 +182,56 @@ class InverseEntries:
         return out
 
 
-def sparse_forms(rows: Any, entries: InverseEntries) -> FloatArray:
-    """``x' M x`` of every CSR row x, shape (n,): only M's entries at pairs of x's few columns are asked for."""
+def _pairs(rows: Any) -> Iterator[tuple[int, int, IntArray, IntArray]]:
+    """Every stored entry of a CSR matrix beside each entry of its row, some rows ``start:stop`` at a time."""
     counts = np.diff(rows.indptr).astype(np.int64)
-    out = np.empty(rows.shape[0])
     ends = np.cumsum(counts**2)
     start = 0
-    while start < len(out):
+    while start < len(counts):
         before = ends[start - 1] if start else 0
         stop = max(start + 1, int(np.searchsorted(ends, before + PAIRS, side="right")))
-        size, first = counts[start:stop], rows.indptr[start:stop]
-        length = np.repeat(size, size)  # every stored entry stands beside each entry of its row
+        size, first = counts[start:stop], rows.indptr[start:stop].astype(np.int64)
+        length = np.repeat(size, size)
         left = np.repeat(np.arange(rows.indptr[start], rows.indptr[stop]), length)
         right = np.arange(len(left)) - np.repeat(np.cumsum(length) - length - np.repeat(first, size), length)
-        value = entries.at(rows.indices[left], rows.indices[right]) * rows.data[left] * rows.data[right]
-        out[start:stop] = np.bincount(np.repeat(np.arange(stop - start), size**2), value, stop - start)
+        yield start, stop, left, right
         start = stop
+
+
+def inverse_entries(elimination: Elimination, dense: FloatArray) -> InverseEntries:
+    """The inverse's entries wherever the elimination has weights, columns counted in its order.
+
+    ``dense`` is the inverse of what is left. With Z the inverse of what a round leaves, ``H^-1`` is ``D^-1 + W' Z W``
+    for the round itself and ``-W' Z`` beside it, so each round's entries follow from those of later ones at pairs of
+    the same columns (Takahashi, Fagan and Chen, 1973). Where a pair has cancelled to nothing, NaN says so.
+    """
+    p = len(elimination.order)
+    known = InverseEntries(np.arange(p), dense, np.zeros(0, dtype=np.int64), np.zeros(0))
+    for each in reversed(elimination.rounds):
+        turned = each.weight.T.tocsr()
+        column = turned.indices.astype(np.int64) + each.stop
+        beside = np.empty(turned.nnz)
+        for start, stop, left, right in _pairs(turned):
+            own = slice(turned.indptr[start], turned.indptr[stop])
+            product = known.at(column[left], column[right]) * turned.data[right]
+            beside[own] = -np.bincount(left - own.start, product, own.stop - own.start)
+        where = np.repeat(np.arange(each.stop - each.start), np.diff(turned.indptr))
+        diagonal = 1.0 / each.pivot - np.bincount(where, turned.data * beside, len(each.pivot))
+        places = np.arange(each.start, each.stop)
+        keys = np.concatenate([known.keys, places * p + places, (where + each.start) * p + column])
+        order = np.argsort(keys)
+        values = np.concatenate([known.values, diagonal, beside])
+        known = replace(known, keys=keys[order], values=values[order])
+    return known
+
+
+def sparse_forms(rows: Any, entries: InverseEntries) -> FloatArray:
+    """``x' M x`` of every CSR row x, shape (n,): only M's entries at pairs of x's few columns are asked for."""
+    out = np.empty(rows.shape[0])
+    for start, stop, left, right in _pairs(rows):
+        value = entries.at(rows.indices[left], rows.indices[right]) * rows.data[left] * rows.data[right]
+        owner = np.repeat(np.arange(stop - start), np.diff(rows.indptr[start : stop + 1]).astype(np.int64) ** 2)
+        out[start:stop] = np.bincount(owner, value, stop - start)
     return out
 
 

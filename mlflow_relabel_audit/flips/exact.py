@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from mlflow_relabel_audit.curvature import StationaryPoint
 from mlflow_relabel_audit.curvature.stationary import refit
+from mlflow_relabel_audit.errors import SingularHessianError
 from mlflow_relabel_audit.flips.proof import ROUNDING
 from mlflow_relabel_audit.flips.refit import CONVERGED, RefitBlock
 from mlflow_relabel_audit.flips.relabelling import Relabelling
@@ -35,7 +37,8 @@ def converged(
             break
         if step % REFERENCE_AFTER == 0:
             for slot in far:
-                block.refresh(int(slot), followed)
+                with contextlib.suppress(SingularHessianError):  # a class is all but gone: nothing is claimed of it
+                    block.refresh(int(slot), followed)
             block.condition(far)
             followed = min(8 * followed, block.rows.n)
         block.descend()

@@ -20,10 +20,26 @@ import numpy as np
 from mlflow_relabel_audit.flips.reference import SPECTRAL_LEVELS
 from mlflow_relabel_audit.likelihood import Likelihood
 from mlflow_relabel_audit.problem import FloatArray, IntArray
-from mlflow_relabel_audit.rows import RowBlock
+from mlflow_relabel_audit.rows import RowBlock, Rows
 
 BYTES = 36
 """Of what is kept for one row and column."""
+KEPT_BYTES = 2**28
+"""What is kept beside the rows between passes at most; beyond that, passes compute it anew."""
+EVEN = 0.6
+"""Share of the shelves of all processes that is counted on: one may hold more of the rows than another."""
+
+
+def keeps(rows: Rows, width: int) -> bool:
+    """Whether what belongs to each row and column is kept between passes, by its size alone where there is room."""
+    size = BYTES * rows.n * rows.outputs * width
+    room = rows.store.room
+    return rows.store.local and size <= (KEPT_BYTES if room is None else min(KEPT_BYTES, room // 2))
+
+
+def columns_beside(rows: Rows) -> int:
+    """Columns of which the other processes that hold the rows can keep what belongs to each row (see `beside`)."""
+    return int(EVEN * rows.store.beside // (BYTES * max(rows.n, 1) * rows.outputs))
 
 
 class Kept:
@@ -46,6 +62,11 @@ class Kept:
     def part(self, start: int, stop: int) -> Kept:
         """The lines ``start:stop``, sharing memory."""
         return Kept(*(getattr(self, name)[start:stop] for name in self.NAMES))
+
+    @property
+    def nbytes(self) -> int:
+        """Memory taken."""
+        return sum(int(getattr(self, name).nbytes) for name in self.NAMES)
 
     def columns(self, slots: IntArray) -> Kept:
         """Only these columns."""
@@ -110,12 +131,34 @@ class Weighing:
 
 
 @dataclass(frozen=True)
+class Ticket:
+    """Which moment of which refits a pass over the rows from ``start`` on is about (see `beside`).
+
+    Attributes
+    ----------
+    search : str
+        names the refits.
+    start : int
+    marks : ndarray of shape (B,)
+        of the columns; another one once a column is loaded, restarted or given another reference.
+    moves : int
+        how often all columns have been moved, by this pass too.
+    """
+
+    search: str
+    start: int
+    marks: IntArray
+    moves: int
+
+
+@dataclass(frozen=True)
 class OwnCells:
     """What one block is told beside its rows: relabelled cells and their labels, own references, what is kept."""
 
     relabelled: Cells
     reference: Cells
     kept: Kept | None
+    ticket: Ticket | None = None
 
 
 def residual(
@@ -182,7 +225,7 @@ def evaluate(
             z = product[:, : theta.shape[1]].reshape(-1, width)
             response = product[:, theta.shape[1] :].reshape(-1, width)
             curvature = np.empty(z.shape)
-            reference = _reference(fitted[within].ravel(), own.reference.part(lines.start, lines.stop), width)
+            reference = references(fitted[within].ravel(), own.reference.part(lines.start, lines.stop), width)
         cells = own.relabelled.part(within.start, within.stop)
         here = residual(z, y[within], base[within], weight[within].ravel(), weighing, cells, curvature)
         gradient += piece.pull(here.reshape(-1, theta.shape[1]))
@@ -193,7 +236,7 @@ def evaluate(
 EVALUATED = ("sum", "sum", "sum", "sum", "min")
 
 
-def _reference(fitted: FloatArray, own: Cells, width: int) -> FloatArray:
+def references(fitted: FloatArray, own: Cells, width: int) -> FloatArray:
     """Reference weights of every column: the fitted point's, and a column's own where it has any."""
     if not own.row.size:
         return fitted[:, None]

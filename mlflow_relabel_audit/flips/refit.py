@@ -21,7 +21,8 @@ import numpy as np
 from mlflow_relabel_audit.curvature import Curvature, StationaryPoint
 from mlflow_relabel_audit.curvature.sparse import FEW
 from mlflow_relabel_audit.flips import passes
-from mlflow_relabel_audit.flips.passes import Cells, Kept, OwnCells, Weighing
+from mlflow_relabel_audit.flips.beside import KEEPING, Moment
+from mlflow_relabel_audit.flips.passes import Cells, Kept, OwnCells, Weighing, keeps
 from mlflow_relabel_audit.flips.proof import Near, interval
 from mlflow_relabel_audit.flips.reference import EXACT_NORMS, LEAST_KAPPA, SPECTRAL_LEVELS, largest_norm, spectral_bound
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect, Relabelling
@@ -33,17 +34,8 @@ LONG_STEP = 0.5
 LINE_STEPS = 6
 FLAT = 0.3
 """Share of the first slope at which the line search is content."""
-KEPT_BYTES = 2**28
-"""What is kept beside the rows between passes at most; beyond that, passes compute it anew."""
 CONVERGED = 1e-18
 """Squared norm of a gradient that further descent cannot shrink."""
-
-
-def keeps(rows: Rows, width: int) -> bool:
-    """Whether what belongs to each row and column is kept between passes, by its size alone where there is room."""
-    size = passes.BYTES * rows.n * rows.outputs * width
-    room = rows.store.room
-    return rows.store.local and size <= (KEPT_BYTES if room is None else min(KEPT_BYTES, room // 2))
 
 
 class RefitBlock:
@@ -60,6 +52,8 @@ class RefitBlock:
     keep : bool, optional
         whether what belongs to each row and column stays in memory between passes (`passes.Kept`); by default
         where it is small and the rows are in this process.
+    beside : bool
+        whether the processes that hold the rows keep it there; where they do not, passes compute it anew.
     """
 
     def __init__(
@@ -72,6 +66,7 @@ class RefitBlock:
         width: int,
         *,
         keep: bool | None = None,
+        beside: bool = False,
     ) -> None:
         self.problem, self.rows, self.point, self.effect = problem, rows, point, effect
         self.products = 0.0
@@ -84,6 +79,8 @@ class RefitBlock:
         p, precision = rows.p, np.float64 if rows.outputs > 1 else np.float32
         kept = keeps(rows, width) if keep is None else keep
         self._kept = Kept.empty(rows.n * rows.outputs, width, precision) if kept else None
+        self._moment = Moment(width, live=beside and not kept)
+        self._spared = kept or self._moment.live  # of products
         self.targets = np.zeros((p, width))
         self.u = np.zeros((p, width))
         self.theta = np.zeros((p, width))
@@ -152,6 +149,7 @@ class RefitBlock:
         self._rho[slots] = self._epsilon[slots] = self._stray[slots] = self._q[slots] = 0.0
         self._conditioned[:, slots] = self._solved[:, slots] = 0.0
         self._c[slots] = self._target_norm[slots] ** 2
+        self._moment.change(slots)
         for slot in slots:
             self.relabelled[slot] = Relabelling.none()
             # against an own reference nothing is known here yet
@@ -179,6 +177,7 @@ class RefitBlock:
         u = own.solve(self.targets[:, slot])
         response = rows.margins(u)
         self._own[slot], self.u[:, slot] = own, u
+        self._moment.change(np.array([slot]))
         if self._kept is not None:
             self._kept.reference[:, slot] = reference
             # float32 may round down, a bound may not
@@ -206,6 +205,7 @@ class RefitBlock:
         """Drop every column but ``slots``."""
         if self._kept is not None:
             self._kept = self._kept.columns(slots)
+        self._moment.keep(slots)
         for name in ("targets", "u", "theta", "gradient", "_direction", "_conditioned", "_solved", "_previous"):
             setattr(self, name, np.ascontiguousarray(getattr(self, name)[:, slots]))
         for name in ("_rho", "_epsilon", "_stray", "_target_norm", "_norm_max", "_leverage_scale", "kappa", "_q", "_c"):
@@ -272,12 +272,13 @@ class RefitBlock:
         sets, references = self._cells
         first, last = start * self.rows.outputs, stop * self.rows.outputs
         kept = None if self._kept is None else self._kept.part(first, last)
-        return (OwnCells(sets.part(start, stop), references.part(first, last), kept),)
+        return (OwnCells(sets.part(start, stop), references.part(first, last), kept, self._moment.ticket(start)),)
 
     def _pass(self, step: Step, *arguments: Any, join: Join, vectors: tuple[FloatArray, ...] = ()) -> tuple[Any, ...]:
         """One pass over the rows, which weigh and are labelled as each column has them."""
         by_row = (part.reshape(self.rows.n, -1) for part in (self.point.weight, *vectors))
         along = (self.rows.y, self.rows.base_weight, *by_row)
+        step = KEEPING[step] if self._moment.live else step
         found = self.rows.reduce(step, *arguments, self._weighing(), join=join, along=along, each=self._cells_in)
         assert found is not None
         return found
@@ -300,6 +301,7 @@ class RefitBlock:
     def _evaluate(self, slots: IntArray | None = None, step: FloatArray | None = None) -> None:
         """One pass: move z by ``step`` times the image, then gradient, curvature weights and the proof's sums."""
         wide = self.rows.side_by_side
+        self._moment.moves += step is not None
         gradient, q, c, short, least = self._pass(
             passes.evaluate, wide(self.theta), step, wide(self.u),
             join=passes.EVALUATED, vectors=(self.point.diagonal, self._square_row_norms),
@@ -312,7 +314,7 @@ class RefitBlock:
         self.gradient[:, changed] = gradient[:, changed]
         self._stray[changed] = np.inf
         self.kappa[changed], self._q[changed], self._c[changed] = kappa[changed], q[changed], c[changed]
-        self.products += self.rows.outputs * len(changed) * (1 if self._kept is not None else 3)
+        self.products += self.rows.outputs * len(changed) * (1 if self._spared else 3)
 
     # -- one iteration ---------------------------------------------------------------------------------------
 
@@ -398,7 +400,7 @@ class RefitBlock:
         wide = self.rows.side_by_side
         bend, longest = self._pass(passes.bend, wide(self.theta), wide(direction), join=("sum", "max"))
         bend = bend + bend_penalty
-        self.products += self.rows.outputs * self.width * (1 if self._kept is not None else 2)
+        self.products += self.rows.outputs * self.width * (1 if self._spared else 2)
         step = np.divide(-slope, bend, out=np.zeros_like(slope), where=bend > 0)
         long = np.flatnonzero(step * longest > LONG_STEP)
         if long.size:
@@ -422,7 +424,7 @@ class RefitBlock:
             here, bend = self._pass(passes.slope, theta, turned, at, slots[moving], join=("sum", "sum"))
             here = here + slope_penalty[moving] + at * bend_penalty[moving]
             bend = bend + bend_penalty[moving]
-            self.products += 0 if self._kept is not None else 2 * self.rows.outputs * moving.size
+            self.products += 0 if self._spared else 2 * self.rows.outputs * moving.size
             low[moving] = np.where(here < 0, at, low[moving])
             high[moving] = np.where(here < 0, high[moving], at)
             newton = at - np.divide(here, bend, out=np.zeros_like(here), where=bend > 0)

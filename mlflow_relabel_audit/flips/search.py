@@ -17,7 +17,8 @@ import numpy as np
 from mlflow_relabel_audit.curvature import StationaryPoint
 from mlflow_relabel_audit.errors import SingularHessianError
 from mlflow_relabel_audit.flips.order import EstimateBlock, InfluenceOrder, decided_heads, longer_order, response_error
-from mlflow_relabel_audit.flips.refit import CONVERGED, RefitBlock, keeps
+from mlflow_relabel_audit.flips.passes import columns_beside, keeps
+from mlflow_relabel_audit.flips.refit import CONVERGED, RefitBlock
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect, Relabelling
 from mlflow_relabel_audit.problem import FloatArray, IntArray, Problem
 from mlflow_relabel_audit.rows import Rows
@@ -216,8 +217,10 @@ class VerifiedSearch:
         cost = 24 * max(rows.n * rows.outputs, 1)
         self.width = width or max(8, min(STATE_BYTES // cost, MAX_WIDTH // 2), min(factor**2 // cost, MAX_WIDTH))
         self.keeps = keeps(rows, self.width)
-        if not self.keeps and width is None:
-            self.width = MAX_WIDTH  # nothing is held for a column, and every pass serves them all
+        fits = columns_beside(rows)
+        self.beside = not self.keeps and fits >= min(8, self.width)
+        if not self.keeps and width is None:  # every pass serves all columns
+            self.width = min(MAX_WIDTH, fits) if self.beside else MAX_WIDTH
         self.products, self.settled, self.refreshed = 0.0, 0, 0
         # rows an own reference follows, and the iterations (of 4 n p) it costs: do without until they are spent
         self._followed = min(rows.n, max(rows.p, REFERENCE_ENTRIES // rows.p, rows.n // 8))
@@ -231,7 +234,8 @@ class VerifiedSearch:
 
     def refits(self, width: int) -> RefitBlock:
         """Columns to refit in."""
-        return RefitBlock(self.problem, self.rows, self.point, self.effect, self._row_norms, width, keep=self.keeps)
+        fitted = (self.problem, self.rows, self.point, self.effect, self._row_norms)
+        return RefitBlock(*fitted, width, keep=self.keeps, beside=self.beside)
 
     def run(
         self,

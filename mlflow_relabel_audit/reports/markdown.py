@@ -12,8 +12,6 @@ from mlflow_relabel_audit.reports.context import CLASSES_SHOWN, ReportContext
 from mlflow_relabel_audit.reports.robustness import read, verdict
 
 if TYPE_CHECKING:
-    from mlflow_relabel_audit.analyses.bias import BiasResult
-    from mlflow_relabel_audit.analyses.noise import NoiseResult
     from mlflow_relabel_audit.analyses.robustness import RobustnessResult
 
 _WORDS = {
@@ -41,10 +39,12 @@ def verdict_sentence(result: RobustnessResult, context: ReportContext) -> str:
 def summary_markdown(
     context: ReportContext,
     robustness: RobustnessResult | None = None,
-    noise: NoiseResult | None = None,
-    bias: BiasResult | None = None,
+    *analyses: Any,
 ) -> str:
-    """Return summary.md: the verdict, the metrics, what was audited and the notes."""
+    """Return summary.md: the verdict, the findings and metrics of each analysis, what was audited and the notes.
+
+    ``analyses`` are results with ``findings``, a ``summary`` or both; None where one was not made.
+    """
     name = escaped(context.model_name)
     if context.model_version:
         name += f" version {escaped(context.model_version)}"
@@ -52,13 +52,13 @@ def summary_markdown(
     if robustness is not None:
         first = verdict(read(robustness.predictions, context), context)
         lines += [f"**{first.word}.** {first.sentence} {first.meaning}".rstrip(), ""]
-    for result in (noise, bias):
+    for result in analyses:
         for finding in getattr(result, "findings", ()):
             lines += [f"* {escaped(finding.message, 1000)}"]
     if lines[-1]:
         lines.append("")
     metrics: dict[str, Any] = {}
-    for part in (robustness, noise, bias):
+    for part in (robustness, *analyses):
         metrics.update(getattr(part, "summary", {}) or {})
     if metrics:
         lines += ["| metric | value |", "|---|---:|"]

@@ -7,10 +7,22 @@ over the same blocks and in the same order, so that the answer does not depend o
 
 from mlflow_relabel_audit.rows.block import RowBlock
 from mlflow_relabel_audit.rows.cluster import ClusterStore
+from mlflow_relabel_audit.rows.joined import JoinedStore, joined
 from mlflow_relabel_audit.rows.memory import MemoryStore
 from mlflow_relabel_audit.rows.parquet import ParquetSource
 from mlflow_relabel_audit.rows.rows import Rows
 from mlflow_relabel_audit.rows.spill import Spool
 from mlflow_relabel_audit.rows.store import Join, Step
 
-__all__ = ["ClusterStore", "Join", "MemoryStore", "ParquetSource", "RowBlock", "Rows", "Spool", "Step"]
+__all__ = [
+    "ClusterStore",
+    "Join",
+    "JoinedStore",
+    "MemoryStore",
+    "ParquetSource",
+    "RowBlock",
+    "Rows",
+    "Spool",
+    "Step",
+    "joined",
+]

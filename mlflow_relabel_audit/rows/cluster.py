@@ -20,6 +20,7 @@ import scipy.sparse as sp
 from mlflow_relabel_audit.errors import RelabelAuditError, RequestError, StoreError
 from mlflow_relabel_audit.rows.block import RowBlock, settled
 from mlflow_relabel_audit.rows.memory import as_features
+from mlflow_relabel_audit.rows.shelf import SHELF_BYTES
 from mlflow_relabel_audit.rows.store import Call, Fold, Join, Step, block_bounds
 
 PATIENCE = 30
@@ -72,6 +73,7 @@ class ClusterStore:
         self.bounds: Sequence[tuple[int, int]] = block_bounds(n, sample.shape[1], self.sparse)
         self._placed: OrderedDict[int, tuple[Any, int, list[Any]]] = OrderedDict()
         threads = sum(self.client.nthreads().values())
+        self.beside = SHELF_BYTES * len(self.client.nthreads())
         size = 1
         while 2 * size * PARTS * threads <= len(self.bounds):
             size *= 2  # sums are taken in a binary tree, whose nodes parts have to be

@@ -36,6 +36,7 @@ class MemoryStore:
     """Blocks that are views of one array or CSR matrix."""
 
     local = True
+    beside = 0
     room: int | None = None
 
     def __init__(self, features: Any, intercept: bool) -> None:

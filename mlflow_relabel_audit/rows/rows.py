@@ -12,7 +12,8 @@ import scipy.sparse as sp
 from mlflow_relabel_audit.problem import FloatArray, IntArray
 from mlflow_relabel_audit.rows import steps
 from mlflow_relabel_audit.rows.memory import MemoryStore
-from mlflow_relabel_audit.rows.store import Call, Join, Step, Store
+from mlflow_relabel_audit.rows.picked import Picks
+from mlflow_relabel_audit.rows.store import Call, Fold, Join, Step, Store
 
 Each = Callable[[int, int], tuple[Any, ...] | None]
 
@@ -51,6 +52,7 @@ class Rows:
         self.y = np.asarray(labels, dtype=np.float64)
         self.base_weight = np.asarray(base_weight, dtype=np.float64)
         self._sampled: dict[int, Any] = {}
+        self._picks = Picks(self.store, self.features_in + int(intercept))
 
     def relabelled(self, index: IntArray, label: IntArray | None = None) -> Rows:
         """The same rows with the labels at ``index`` changed, to the other of two by default; features are shared."""
@@ -220,8 +222,15 @@ class Rows:
         """Sum ``amount_j x_j`` over rows ``index_j`` into column ``column_j`` of an output's, shape (p, width)."""
         order = np.argsort(index, kind="stable")
         place = column if output is None else output * width + column
-        each = self.split(index[order], place[order], amount[order])
-        found = self.reduce(steps.spread, self.outputs * width, each=each, join=("sum",))
+        calls = list(self._calls(self.split(index[order], place[order], amount[order])))
+        picked = None if self.held or not calls else self._picks.of(calls)
+        if picked is None:
+            found = self.store.reduce(steps.spread, calls, (), (self.outputs * width,), ("sum",))
+        else:  # the same sums in the same order as where the blocks are
+            folding = Fold(("sum",))
+            for number, own in calls:
+                folding.add(number, steps.spread(picked[number], *own, self.outputs * width))
+            found = folding.result()
         return np.zeros((self.p, width)) if found is None else self.stacked(np.asarray(found[0]))
 
     def column_squares(self, diagonal: FloatArray) -> FloatArray:

@@ -93,6 +93,7 @@ class SpilledStore:
     """Blocks read from the arrays of a `Spool`."""
 
     local = True
+    beside = 0
 
     def __init__(
         self, folder: Scratch, shape: tuple[int, int], dtype: Any, pointers: Any, intercept: bool, memory_limit: int

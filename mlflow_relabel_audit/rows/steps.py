@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import scipy.sparse as sp
@@ -11,6 +11,20 @@ import scipy.sparse as sp
 from mlflow_relabel_audit.problem import FloatArray, IntArray
 from mlflow_relabel_audit.rows.block import RowBlock
 from mlflow_relabel_audit.rows.store import Step
+
+
+class Picked(Protocol):
+    """A block, or some of its rows: what a step that picks rows needs."""
+
+    @property
+    def p(self) -> int:
+        """Coordinates, the one included."""
+        ...
+
+    def take(self, index: IntArray) -> Any:
+        """Rows at ``index``."""
+        ...
+
 
 PICKED = 2**18
 """Entries of picked rows that are worked on at once."""
@@ -65,19 +79,24 @@ def gram(block: RowBlock, diagonal: FloatArray) -> tuple[Any, FloatArray]:
 def part_gram(block: RowBlock, index: IntArray, diagonal: FloatArray) -> tuple[Any]:
     """``X_S' diag(diagonal) X_S`` over the rows at ``index``, ones included, by a symmetric product."""
     out: Any = 0.0
+    edge = np.zeros(block.p)  # of the column of ones, which is not copied beside dense rows
     for start in range(0, len(index), 4096):  # a copy of so many rows at a time, not of them all
         some = slice(start, start + 4096)
-        part, root = block.take(index[some]), np.sqrt(diagonal[some])[:, None]
+        root = np.sqrt(diagonal[some])
         if block.sparse:
-            part = part.multiply(root).tocsr()
+            part = block.take(index[some]).multiply(root[:, None]).tocsr()
         else:
-            part *= root
+            part = block.features[index[some]].astype(np.float64, copy=False)
+            part *= root[:, None]
+            edge += np.append(root @ part, root @ root)[: block.p]
         out = part.T @ part if start == 0 else out + part.T @ part
-    return (out,)
+    if block.sparse or not block.intercept:
+        return (out,)
+    return (np.block([[out, edge[:-1, None]], [edge[None, :]]]),)
 
 
 @picks_rows
-def spread(block: RowBlock, index: IntArray, column: IntArray, amount: FloatArray, width: int) -> tuple[FloatArray]:
+def spread(block: Picked, index: IntArray, column: IntArray, amount: FloatArray, width: int) -> tuple[FloatArray]:
     """``sum of amount_j x_j`` over the rows at ``index``, gathered by ``column``, shape (p, width)."""
     out = np.zeros((block.p, width))
     for start in range(0, len(index), 8192):
@@ -118,6 +137,12 @@ def quadratic(block: RowBlock, out: FloatArray, matrix: FloatArray) -> None:
         turned = part @ matrix
         square = part.multiply(turned).sum(axis=1) if piece.sparse else np.einsum("ij,ij->i", part, turned)
         out[within] = np.maximum(np.asarray(square).ravel(), 0.0)
+
+
+def lowest(block: RowBlock) -> tuple[float]:
+    """The smallest entry of the features."""
+    features = block.features
+    return (float(features.min()) if min(features.shape) else 0.0,)
 
 
 @picks_rows

@@ -45,6 +45,8 @@ class Store(Protocol):
         whether steps run in this process, on arrays it shares.
     room : int or None
         bytes that may be held beside the blocks; None where nothing was said.
+    beside : int
+        bytes that the processes which hold the blocks keep on their shelves; 0 where that is this one.
     """
 
     bounds: Sequence[tuple[int, int]]
@@ -54,6 +56,7 @@ class Store(Protocol):
     dtype: Any
     local: bool
     room: int | None
+    beside: int
 
     def map(self, step: Step, calls: Iterable[Call], along: Sequence[Any], arguments: tuple[Any, ...]) -> Iterator[Any]:
         """Run ``step(block, *own, *slices of along, *arguments)`` for each (block number, own); yield in order."""

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
 from mlflow_relabel_audit.analyses.bias import CAUTIONS, BiasResult, bias_audit
+from mlflow_relabel_audit.analyses.grouping import ALL
 from mlflow_relabel_audit.auditor import Auditor
 from mlflow_relabel_audit.errors import RequestError
 
@@ -352,6 +353,9 @@ def test_injected_bias_is_found_and_traced():
     assert "rest on X rows labelled 0" in alarm.message
     (named,) = [f for f in found.findings if f.code == "B003"]
     assert "named rows changed" in named.message
+    of_errors = found.row_sets[(found.row_sets["outcome"] == "misclassified") & (found.row_sets["eval_group"] == ALL)]
+    assert found.summary["bias_share_changed"] == of_errors["share"].item()
+    assert found.summary["bias_lift_changed"] == of_errors["lift"].item()
     shares = found.row_sets[found.row_sets["outcome"] == "misclassified"].set_index("eval_group")["share"]
     base = found.row_sets["base_rate"].dropna().iloc[0]
     assert shares["X"] > 1.5 * base > base > shares["Y"]

@@ -86,9 +86,7 @@ def test_relabelling_to_the_suggested_class_is_a_refit_with_it():
     assert table.loc["relabel", "loss_change_high"] < 0
     assert table.loc["relabel", "accuracy_change"] > 0
     with pytest.raises(RequestError, match="evaluation rows"):
-        correction(
-            auditor.problem, auditor.rows, auditor.point, noise.fold_out, X_eval, auditor.problem.encode(y_eval)[1:]
-        )
+        correction(auditor.problem, auditor.rows, auditor.point, X_eval, auditor.problem.encode(y_eval)[1:])
 
 
 def test_injected_noise_draws_from_every_class():

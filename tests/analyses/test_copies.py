@@ -8,7 +8,7 @@ from mlflow_relabel_audit.analyses.copies import STRENGTHS, _platt, copies, pool
 from mlflow_relabel_audit.analyses.noise import noise_audit
 from mlflow_relabel_audit.curvature import find_stationary_point
 from mlflow_relabel_audit.problem import read_problem
-from mlflow_relabel_audit.rows import Rows
+from mlflow_relabel_audit.rows import Rows, joined
 
 
 def rows_of(X, y, weight=None):
@@ -29,9 +29,8 @@ def drawn(seed=0, distinct=60, n=600, agree=0.95):
 def test_copies_are_found_wherever_they_stand(sparse):
     X, _, _ = drawn(n=3000)
     X = np.where(np.abs(X) > 0.5, X * 1e6, 0.0)
-    half = 2000
-    parts = [sp.csr_matrix(part) if sparse else part for part in (X[:half], X[half:])]
-    number = copies(rows_of(parts[0], np.zeros(half)), rows_of(parts[1], np.zeros(len(X) - half)))
+    parts = [sp.csr_matrix(part) if sparse else part for part in (X[:2000], X[2000:])]
+    number = copies(joined(*(rows_of(part, np.zeros(part.shape[0])) for part in parts)))
     _, want = np.unique(X, axis=0, return_inverse=True)
     pairs = set(zip(number.tolist(), want.ravel().tolist(), strict=True))
     assert len(pairs) == len(np.unique(number)) == want.max() + 1
@@ -101,17 +100,6 @@ def test_copies_that_agree_no_more_than_the_model_expects_change_nothing():
     assert alone.margin is margin
 
 
-def test_evaluation_rows_hear_the_training_rows_they_equal():
-    X, y, which = drawn()
-    fresh = np.full((1, 4), 9.0)
-    clean = rows_of(np.concatenate([X[:1], fresh]), np.zeros(2))
-    pooled = pool_copies(rows_of(X, y), np.zeros(len(y)), clean, np.zeros(2))
-    same = which == which[0]
-    want = (pooled.strength / 2 + y[same].sum()) / (pooled.strength + same.sum())
-    assert 1 / (1 + np.exp(-pooled.clean_margin[0])) == pytest.approx(want, abs=0.02)
-    assert pooled.clean_margin[1] == pytest.approx(_platt(np.zeros(len(y)), y)[0])
-
-
 def test_wrong_labels_among_copies_are_found_though_the_model_is_blind():
     X, y, _ = drawn(seed=4, distinct=300, n=1500, agree=1.0)
     wrong = np.random.default_rng(5).random(len(y)) < 0.1
@@ -121,5 +109,5 @@ def test_wrong_labels_among_copies_are_found_though_the_model_is_blind():
     rows = Rows(X, problem.encode(given), np.ones(len(y)), intercept=True)
     result = noise_audit(problem, rows, find_stationary_point(problem, rows))
     assert average_precision_score(wrong, result.scores["score"]) > 0.6
-    margin = result.fold_out.margin
+    margin = result.evidence.out.margin
     assert average_precision_score(wrong, np.where(given == 1, -margin, margin)) < 0.4

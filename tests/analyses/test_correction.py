@@ -5,8 +5,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
 from mlflow_relabel_audit.analyses.correction import _half, _hit, _loss, _models, correction
-from mlflow_relabel_audit.analyses.foldout import fold_out
-from mlflow_relabel_audit.analyses.noise import noise_audit
+from mlflow_relabel_audit.analyses.noise import label_evidence
 from mlflow_relabel_audit.curvature import find_stationary_point
 from mlflow_relabel_audit.errors import RequestError
 from mlflow_relabel_audit.problem import read_problem
@@ -27,7 +26,7 @@ def setting(rate, seed=0, **options):
 
 def test_relabelling_noise_pays():
     problem, rows, point, X_eval, y_eval = setting(rate=0.35)
-    result = correction(problem, rows, point, fold_out(problem, rows, point), X_eval, y_eval)
+    result = correction(problem, rows, point, X_eval, y_eval)
     table = result.table.set_index("action")
     assert list(table.index) == ["nothing", "relabel", "drop"]
     assert table.loc["nothing", "loss_change"] == 0
@@ -42,7 +41,7 @@ def test_relabelling_noise_pays():
 
 def test_where_labels_are_clean_no_gain_is_claimed():
     problem, rows, point, X_eval, y_eval = setting(rate=0.0)
-    result = correction(problem, rows, point, fold_out(problem, rows, point), X_eval, y_eval)
+    result = correction(problem, rows, point, X_eval, y_eval)
     relabel = result.table.set_index("action").loc["relabel"]
     assert relabel["count"] <= 0.02 * rows.n
     assert abs(relabel["loss_change"]) < 0.01
@@ -51,7 +50,7 @@ def test_where_labels_are_clean_no_gain_is_claimed():
 
 def test_the_figures_are_those_of_an_independent_refit():
     problem, rows, point, X_eval, y_eval = setting(rate=0.3, class_weight="balanced")
-    result = correction(problem, rows, point, fold_out(problem, rows, point), X_eval, y_eval, counts=(50,), seed=1)
+    result = correction(problem, rows, point, X_eval, y_eval, counts=(50,), seed=1)
     order = np.arange(rows.n)
     theta = _models(problem, rows, point, order, 1.0 - rows.y, np.array([50]), "relabel")[:, 0]
     labels = rows.y.copy()
@@ -76,22 +75,28 @@ def test_halves_are_stratified():
 
 def test_too_few_evaluation_rows_are_not_measured():
     problem, rows, point, X_eval, y_eval = setting(rate=0.1)
-    out = fold_out(problem, rows, point, deals=1)
-    result = correction(problem, rows, point, out, X_eval[:39], y_eval[:39])
+    result = correction(problem, rows, point, X_eval[:39], y_eval[:39])
     assert result.table.empty
     assert not result.findings[0].applicable
     assert "39 evaluation rows, of the 40" in result.findings[0].message
     with pytest.raises(RequestError, match="39 evaluation rows and 40 labels"):
-        correction(problem, rows, point, out, X_eval[:39], y_eval[:40])
+        correction(problem, rows, point, X_eval[:39], y_eval[:40])
 
 
-def test_the_reporting_half_has_no_part_in_the_choice():
-    """What `correction` is given of the noise audit is the same whatever the evaluation labels are."""
+def test_the_reporting_half_has_no_part_in_the_choice(monkeypatch):
     problem, rows, point, X_eval, y_eval = setting(rate=0.3)
+    seen = []
+
+    def watched(*state, **options):
+        seen.append(state[3])
+        return label_evidence(*state, **options)
+
+    monkeypatch.setattr("mlflow_relabel_audit.analyses.correction.label_evidence", watched)
+    correction(problem, rows, point, X_eval, y_eval)
     chosen = _half(y_eval.astype(float), seed=0)
-    other = np.where(chosen, y_eval, 1 - y_eval)
-    one, two = (noise_audit(problem, rows, point, X_eval, labels).fold_out for labels in (y_eval, other))
-    np.testing.assert_array_equal(two.margin, one.margin)
+    (clean,) = seen
+    np.testing.assert_array_equal(clean.features, X_eval[chosen])
+    np.testing.assert_array_equal(clean.y, y_eval[chosen])
 
 
 def test_several_classes_are_refitted_as_scikit_learn_does():

@@ -97,7 +97,7 @@ def test_noise_is_found_and_its_rate_is_inside_the_interval(rates):
 def test_the_dirty_class_is_learnt_where_the_margin_alone_knows_nothing_of_it():
     X, y, wrong, _, _ = simulated(2, n=4000, rates=(0.0, 0.25), strength=0.7)
     result = noise_audit(*state(X, y))
-    margin = result.fold_out.margin
+    margin = result.evidence.out.margin
     symmetric = average_precision_score(wrong, np.where(y == 1, -margin, margin))
     assert average_precision_score(wrong, result.scores["score"]) > symmetric + 0.1
     assert (result.suspects["label"] == 0).mean() > 0.95
@@ -161,13 +161,35 @@ def test_an_interval_from_none_to_much_is_not_called_clean():
     assert "No evidence of label noise, nor against it" in result.findings[0].message
 
 
-def test_margins_at_hand_are_used_as_they_are():
-    X, y, _, X_eval, y_eval = simulated(rates=(0.1, 0.2), n=600)
-    setting = state(X, y)
-    first = noise_audit(*setting).fold_out
-    again, anew = (noise_audit(*setting, X_eval, y_eval, margins=margins) for margins in (first, None))
-    assert again.fold_out is first
-    pd.testing.assert_frame_equal(again.scores, anew.scores)
+def test_a_forest_is_heard_where_the_model_has_the_wrong_form():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(1500, 4))
+    truth = ((X[:, 0] * X[:, 1] > 0) ^ (rng.random(1500) < 0.03)).astype(int)
+    wrong = rng.random(1500) < 0.1
+    result = noise_audit(*state(X, np.where(wrong, 1 - truth, truth)))
+    assert "N008" in codes(result)
+    assert result.evidence.opinion.learner == "random forest"
+    assert average_precision_score(wrong, result.scores["score"]) > 0.6  # the linear model knows nothing: 0.1
+
+
+def test_a_form_that_fits_needs_no_second_opinion():
+    X, y, _, _, _ = simulated(rates=(0.1, 0.1), n=1500)
+    assert "N008" not in codes(noise_audit(*state(X, y)))
+
+
+def test_evaluation_rows_are_learned_from():
+    """A region of which 45 % is labelled wrongly is believed by the training rows, and not by clean ones."""
+    rng = np.random.default_rng(1)
+    X = rng.normal(size=(1200, 5)) + np.where(rng.random(1200) < 0.3, 4.0, 0.0)[:, None]
+    truth = (X[:, 0] + 0.3 * rng.normal(size=1200) > 1).astype(int)
+    wrong = (X[:, 1] > 2.5) & (rng.random(1200) < 0.45)
+    given = np.where(wrong, 1 - truth, truth)
+    train = np.arange(1200) < 600
+    setting = state(X[train], given[train])
+    alone, both = noise_audit(*setting), noise_audit(*setting, X[~train], truth[~train])
+    assert len(both.evidence.out.margin) == 1200
+    gain = [average_precision_score(wrong[train], found.scores["score"]) for found in (alone, both)]
+    assert gain[1] > gain[0] + 0.02
 
 
 def test_flags():
@@ -199,7 +221,7 @@ def test_requests_that_do_not_fit(extra, options, message):
 @pytest.mark.slow
 def test_the_interval_covers_the_rate_of_simulated_sets():
     covered = []
-    for seed in range(30):
+    for seed in range(12):
         rates = [(0.05, 0.05), (0.15, 0.15), (0.0, 0.2)][seed % 3]
         X, y, wrong, X_eval, y_eval = simulated(seed, rates=rates)
         setting = state(X, y)

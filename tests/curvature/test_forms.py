@@ -46,6 +46,26 @@ def test_solve_and_row_norms(kind: str, sparse: bool, intercept: bool, free: boo
     assert curvature.condition >= 1
 
 
+@pytest.mark.parametrize("kind", ["primal", "dual", "cg"])
+@pytest.mark.parametrize("intercept", [True, False])
+@pytest.mark.parametrize("sparse", [True, False])
+@pytest.mark.parametrize("moved", [5, 50])
+def test_other_weights(kind: str, intercept: bool, sparse: bool, moved: int) -> None:
+    rows, diagonal, X = case(60, 9, sparse, intercept)
+    penalty = np.full(rows.p, 0.3)
+    curvature = factor(rows, diagonal, penalty, kind)
+    rng = np.random.default_rng(4)
+    index = np.sort(rng.choice(60, moved, replace=False))
+    other = diagonal.copy()
+    other[index] = 0.25 * rng.random(moved)  # some more than before, some less
+    found = curvature.updated(rows, penalty, other, index, (other - diagonal)[index])
+    full = np.hstack([X, np.ones((60, 1))]) if intercept else X
+    hessian = full.T @ (other[:, None] * full) + np.diag(penalty)
+    right = rng.standard_normal((rows.p, 3))
+    assert found.kind == kind
+    assert found.solve(right) == pytest.approx(np.linalg.solve(hessian, right), rel=1e-7, abs=1e-9)
+
+
 def test_singular_hessians_are_named() -> None:
     X = np.random.default_rng(0).standard_normal((30, 3))
     rows = Rows(np.hstack([X, X[:, :1]]), np.zeros(30), np.ones(30), intercept=True)

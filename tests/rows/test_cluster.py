@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -156,6 +159,24 @@ def test_a_task_whose_worker_dies(client: Any, small_blocks: None, monkeypatch: 
         rows.reduce(_die, join=("sum",))
 
 
+def test_an_interrupt_cancels_what_was_asked(client: Any, small_blocks: None) -> None:
+    X = np.ones((2000, 4))
+    rows = Rows(ClusterStore(client, X, _plain, X[:2], True), np.zeros(2000), np.ones(2000), intercept=True)
+    before = rows.square_norms()
+    timer = threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        rows.reduce(_slow, join=("sum",))
+    timer.join()
+    tasks = client.cluster.scheduler.tasks
+    while any(key.startswith("slow") for key in list(tasks)) and time.monotonic() < began + 10:
+        time.sleep(0.05)
+    assert not [key for key in tasks if key.startswith("slow")]
+    assert time.monotonic() < began + 10  # all of it takes 32 blocks a second and two workers: 16 seconds
+    assert np.array_equal(rows.square_norms(), before)
+
+
 def test_no_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mlflow_relabel_audit.rows.cluster.PATIENCE", 0.5)
     with pytest.raises(StoreError, match=r"tcp://127\.0\.0\.1:1: no scheduler"):
@@ -164,6 +185,11 @@ def test_no_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _plain(rows: Any) -> Any:
     return rows
+
+
+def _slow(block: Any) -> tuple[float]:
+    time.sleep(1.0)
+    return (float(block.rows),)
 
 
 def _die(block: Any) -> Any:

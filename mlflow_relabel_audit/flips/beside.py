@@ -1,0 +1,225 @@
+"""The passes of the refits, begun from what the process that holds a block has kept of the pass before.
+
+Where the rows are in other processes, each lays `Kept` of its blocks on its shelf, and a pass takes two products of
+the rows instead of five. A ticket says which columns a pass is about and how often they have been moved; whatever is
+not on the shelf, or is of another moment, is worked out from the columns' coefficients. So a worker that is lost, or a
+pass that is run twice, changes nothing but time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mlflow_relabel_audit.flips import passes
+from mlflow_relabel_audit.flips.passes import Kept, OwnCells, Ticket, Weighing
+from mlflow_relabel_audit.problem import FloatArray, IntArray
+from mlflow_relabel_audit.rows import RowBlock
+from mlflow_relabel_audit.rows.shelf import SHELF
+
+UNKNOWN = -1
+
+
+class Moment:
+    """Where the refits of some columns are, for the tickets of their passes.
+
+    Attributes
+    ----------
+    moves : int
+        how often all columns have been moved.
+    live : bool
+        whether tickets are given at all.
+    """
+
+    def __init__(self, width: int, *, live: bool) -> None:
+        self.moves, self.live = 0, live
+        self._search = uuid.uuid4().hex
+        self._marks: IntArray = np.arange(width)
+        self._next = width
+
+    def change(self, slots: IntArray) -> None:
+        """What was kept of these columns is of no use any more."""
+        self._marks = self._marks.copy()
+        self._marks[slots] = self._next + np.arange(len(slots))
+        self._next += len(slots)
+
+    def keep(self, slots: IntArray) -> None:
+        """Only these columns go on."""
+        self._marks = self._marks[slots]
+
+    def ticket(self, start: int) -> Ticket | None:
+        """For the block that begins with this row."""
+        return None if not self.live else Ticket(self._search, start, self._marks, self.moves)
+
+
+@dataclass(frozen=True)
+class _Laid:
+    """What is kept of a block, and of which moment.
+
+    Attributes
+    ----------
+    kept : Kept
+    placed : ndarray of shape (B,)
+        marks of the columns whose margins and curvature are right.
+    known : ndarray of shape (B,)
+        the same where response and reference are right too, else `UNKNOWN`.
+    moves : int
+        how often the margins have been moved.
+    imaged : int
+        ``moves`` when the image was taken, `UNKNOWN` where it was not.
+    """
+
+    kept: Kept
+    placed: IntArray
+    known: IntArray
+    moves: int
+    imaged: int
+
+    def arranged(self, marks: IntArray) -> _Laid:
+        """The same for the columns with these marks; those that are not there are `UNKNOWN`."""
+        where = {int(mark): place for place, mark in enumerate(self.placed)}
+        place = np.array([where.get(int(mark), UNKNOWN) for mark in marks])
+        here = place != UNKNOWN
+        placed = np.where(here, marks, UNKNOWN)
+        known = np.where(here, self.known[place], UNKNOWN)
+        if len(marks) == len(self.placed) and np.array_equal(place[here], np.flatnonzero(here)):
+            return dataclasses.replace(self, placed=placed, known=known)
+        return dataclasses.replace(self, kept=self.kept.columns(np.where(here, place, 0)), placed=placed, known=known)
+
+
+def _taken(block: RowBlock, ticket: Ticket, outputs: int) -> _Laid:
+    """What is on the shelf for a ticket, in the order of its columns; nothing known where there is none."""
+    laid = SHELF.take((ticket.search, ticket.start))
+    width = len(ticket.marks)
+    if laid is not None:
+        found: _Laid = laid.arranged(ticket.marks)
+        return found
+    kept = Kept.empty(block.rows * outputs, width, np.float64 if outputs > 1 else np.float32)
+    return _Laid(kept, np.full(width, UNKNOWN), np.full(width, UNKNOWN), UNKNOWN, UNKNOWN)
+
+
+def _laid(ticket: Ticket, laid: _Laid) -> None:
+    SHELF.put((ticket.search, ticket.start), laid, laid.kept.nbytes)
+
+
+def _side_by_side(slots: IntArray, width: int, outputs: int) -> IntArray:
+    """Where the coefficients of some columns are among those of all."""
+    return np.asarray((np.arange(outputs)[:, None] * width + slots).ravel())
+
+
+def evaluate(
+    block: RowBlock,
+    own: OwnCells,
+    y: FloatArray,
+    base: FloatArray,
+    weight: FloatArray,
+    fitted: FloatArray,
+    squares: FloatArray,
+    theta: FloatArray,
+    step: FloatArray | None,
+    u: FloatArray,
+    weighing: Weighing,
+) -> tuple[FloatArray, ...]:
+    """See `passes.evaluate`."""
+    ticket, outputs = own.ticket, weighing.likelihood.outputs
+    assert ticket is not None
+    laid = _taken(block, ticket, outputs)
+    before = ticket.moves if step is None else ticket.moves - 1
+    if laid.moves == ticket.moves:
+        step = None  # moved already, by a run of this very pass
+    elif laid.moves != before or laid.imaged != before:
+        laid = dataclasses.replace(laid, known=np.full(len(ticket.marks), UNKNOWN))
+    missing = np.flatnonzero(laid.known == UNKNOWN)
+    if missing.size:
+        _work_out(block, own, laid.kept, missing, theta, u, fitted, weighing)
+    found = passes.evaluate(
+        block, _with(own, laid.kept), y, base, weight, fitted, squares, theta, step, u, weighing
+    )  # fmt: skip
+    _laid(ticket, _Laid(laid.kept, ticket.marks, ticket.marks, ticket.moves, UNKNOWN))
+    return found
+
+
+def _work_out(
+    block: RowBlock,
+    own: OwnCells,
+    kept: Kept,
+    slots: IntArray,
+    theta: FloatArray,
+    u: FloatArray,
+    fitted: FloatArray,
+    weighing: Weighing,
+) -> None:
+    """Margins at ``theta``, response and reference of some columns, their image zero: there is nothing to move."""
+    width, outputs = theta.shape[1] // weighing.likelihood.outputs, weighing.likelihood.outputs
+    columns, few = _side_by_side(slots, width, outputs), len(slots)
+    both = np.concatenate([theta[:, columns], u[:, columns]], axis=1)
+    reference = own.reference.among(slots, width)
+    for within, piece in block.pieces(block.piece_length(both.shape[1])):
+        lines = weighing.lines(within)
+        product = piece.margins(both)
+        kept.z[lines, slots] = product[:, : len(columns)].reshape(-1, few)
+        response = product[:, len(columns) :].reshape(-1, few)
+        # an upper bound where it is kept in float32, which may round down
+        kept.response[lines, slots] = response if outputs > 1 else np.abs(response) * (1.0 + 2.0**-22)
+        kept.reference[lines, slots] = passes.references(
+            fitted[within].ravel(), reference.part(lines.start, lines.stop), few
+        )
+    kept.image[:, slots] = 0.0
+
+
+def bend(
+    block: RowBlock,
+    own: OwnCells,
+    y: FloatArray,
+    base: FloatArray,
+    weight: FloatArray,
+    theta: FloatArray,
+    direction: FloatArray,
+    weighing: Weighing,
+) -> tuple[FloatArray, FloatArray]:
+    """See `passes.bend`."""
+    ticket, outputs = own.ticket, weighing.likelihood.outputs
+    assert ticket is not None
+    laid = _taken(block, ticket, outputs)
+    width = len(ticket.marks)
+    placed = laid.placed if laid.moves == ticket.moves else np.full(width, UNKNOWN)
+    missing = np.flatnonzero(placed == UNKNOWN)
+    if missing.size:
+        columns, few = _side_by_side(missing, width, outputs), weighing.among(missing)
+        cells = own.relabelled.among(missing, width)
+        for within, piece in block.pieces(block.piece_length(3 * len(columns))):
+            lines = weighing.lines(within)
+            z = piece.margins(theta[:, columns]).reshape(-1, len(missing))
+            curvature = np.empty(z.shape)
+            here = cells.part(within.start, within.stop)
+            passes.residual(z, y[within], base[within], weight[within].ravel(), few, here, curvature)
+            laid.kept.z[lines, missing], laid.kept.curvature[lines, missing] = z, curvature
+    found = passes.bend(block, _with(own, laid.kept), y, base, weight, theta, direction, weighing)
+    known = np.where(placed == UNKNOWN, UNKNOWN, laid.known)
+    _laid(ticket, _Laid(laid.kept, ticket.marks, known, ticket.moves, ticket.moves))
+    return found
+
+
+def slope(block: RowBlock, own: OwnCells, *given: Any) -> tuple[FloatArray, FloatArray]:
+    """See `passes.slope`."""
+    ticket = own.ticket
+    assert ticket is not None
+    laid = SHELF.take((ticket.search, ticket.start))
+    if laid is None:
+        return passes.slope(block, own, *given)
+    now = laid.moves == laid.imaged == ticket.moves and np.array_equal(laid.placed, ticket.marks)
+    found = passes.slope(block, _with(own, laid.kept) if now else own, *given)
+    _laid(ticket, laid)
+    return found
+
+
+def _with(own: OwnCells, kept: Kept) -> OwnCells:
+    return dataclasses.replace(own, kept=kept)
+
+
+KEEPING: dict[Any, Any] = {passes.evaluate: evaluate, passes.bend: bend, passes.slope: slope}
+"""The passes that leave something on the shelf, by those they stand for."""
