@@ -16,8 +16,8 @@ from scipy import stats
 
 from mlflow_relabel_audit.analyses.findings import Finding, Level
 from mlflow_relabel_audit.analyses.foldout import FoldOut, fold_out, reweighted
-from mlflow_relabel_audit.analyses.label_curve import INTERVAL_POWER, weighted_quantile
-from mlflow_relabel_audit.analyses.label_transitions import LabelTransitions, fit_label_transitions
+from mlflow_relabel_audit.analyses.label_curve import weighted_quantile
+from mlflow_relabel_audit.analyses.label_transitions import INTERVAL_POWER, LabelTransitions, fit_label_transitions
 from mlflow_relabel_audit.analyses.noise import (
     MIN_CLASS_ROWS,
     NO_NOISE_RATE,
