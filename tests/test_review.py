@@ -89,3 +89,11 @@ def test_one_class_left():
     frame = pd.DataFrame({"train_id": ["07", "08"], "new_label": ["good", "good"]})
     with pytest.raises(RequestError, match="every row is good"):
         corrected_labels(ROWS, read_changes(frame, ROWS, CLASSES, []))
+
+
+def test_a_review_that_empties_one_of_several_classes_is_refused():
+    rows = TableRows(X=ROWS.X, y=np.array(["bad", "fair", "good", "good"]), row_ids=ROWS.row_ids, source="the rows")
+    changes = read_changes(review(new_label=["bad", "bad"]), rows, ("bad", "fair", "good"), [])
+    assert changes["new_label"].tolist() == ["bad", "bad"]
+    with pytest.raises(RequestError, match="no row is fair"):
+        corrected_labels(rows, changes)

@@ -16,8 +16,8 @@ from scipy import stats
 
 from mlflow_relabel_audit.analyses.findings import Finding, Level
 from mlflow_relabel_audit.analyses.foldout import FoldOut, fold_out, reweighted
-from mlflow_relabel_audit.analyses.label_curve import INTERVAL_POWER, weighted_quantile
-from mlflow_relabel_audit.analyses.label_transitions import LabelTransitions, fit_label_transitions
+from mlflow_relabel_audit.analyses.label_curve import weighted_quantile
+from mlflow_relabel_audit.analyses.label_transitions import INTERVAL_POWER, LabelTransitions, fit_label_transitions
 from mlflow_relabel_audit.analyses.noise import (
     MIN_CLASS_ROWS,
     NO_NOISE_RATE,
@@ -112,7 +112,7 @@ def class_noise_audit(
     sure, flagged = flag(np.where(judged, found.wrong, 0.0))
     if found.rate[1] < NO_NOISE_RATE:
         flagged = sure
-        if rows.coordinates * ROWS_PER_FEATURE > rows.n:  # no more than a verdict of "no noise" has room for
+        if rows.coordinates > rows.n:  # no more than a verdict of "no noise" has room for
             flagged = sure & (np.argsort(np.argsort(-found.wrong, kind="stable")) < NO_NOISE_RATE * rows.n)
     wrong = np.where(judged, found.wrong, np.nan)
     scores = _scores(problem, rows, ids, counts, wrong, found.own, np.where(flagged, found.suggested, rows.y))

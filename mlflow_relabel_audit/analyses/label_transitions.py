@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import minimize
 
-from mlflow_relabel_audit.analyses.label_curve import INTERVAL_POWER, NEGLIGIBLE
+from mlflow_relabel_audit.analyses.label_curve import NEGLIGIBLE
 from mlflow_relabel_audit.likelihood import sigmoid
 from mlflow_relabel_audit.problem import FloatArray
 
@@ -26,6 +26,8 @@ RATE_WIDTH = 0.8
 PATTERN_ROWS = 2.0
 """Rows of each class, spread evenly, that the pattern of its wrong labels has seen before any evidence."""
 SHIFT_WIDTH = 1.0
+INTERVAL_POWER = 0.3
+"""The likelihood is raised to this power for the interval: p is an estimate and the curve is a model."""
 MAX_ROWS = 20_000
 """Rows that the curve is fitted on: more do not move it beyond its interval."""
 LOWEST = -30.0

@@ -139,7 +139,7 @@ def _group_table(groups: pd.DataFrame, context: ReportContext) -> Table:
     small = _small(part["status"])
     if any(small):
         columns.append(Column("Note", "word", small))
-    details = [
+    cells = [
         (
             _between(row.excess_low, row.excess_high, text.percent),
             _p(row.excess_p_adjusted),
@@ -164,9 +164,9 @@ def _group_table(groups: pd.DataFrame, context: ReportContext) -> Table:
         "k against the others', adjusted p",
         "Training rows",
     )
-    own = (2, 6, 7, 8) if context.several else range(len(labels))  # the others are by class
-    shown = [tuple(row[place] for place in own) for row in details]
-    return Table(columns, sort=len(columns), details=shown, detail_labels=tuple(labels[place] for place in own))
+    shown = (2, *range(6, len(labels))) if context.several else range(len(labels))  # the others are by class
+    details = [[row[at] for at in shown] for row in cells]
+    return Table(columns, sort=len(columns), details=details, detail_labels=[labels[at] for at in shown])
 
 
 def _rates(part: pd.DataFrame, positive: str) -> list[Column]:

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
+from sklearn.datasets import make_blobs
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
-from mlflow_relabel_audit.analyses.correction import _half, _models, correction
+from mlflow_relabel_audit.analyses.correction import _half, _hit, _loss, _models, correction
 from mlflow_relabel_audit.analyses.noise import label_evidence
 from mlflow_relabel_audit.curvature import find_stationary_point
 from mlflow_relabel_audit.errors import RequestError
@@ -51,12 +52,12 @@ def test_the_figures_are_those_of_an_independent_refit():
     problem, rows, point, X_eval, y_eval = setting(rate=0.3, class_weight="balanced")
     result = correction(problem, rows, point, X_eval, y_eval, counts=(50,), seed=1)
     order = np.arange(rows.n)
-    theta = _models(problem, rows, point, order, np.array([50]), "relabel")[:, 0]
+    theta = _models(problem, rows, point, order, 1.0 - rows.y, np.array([50]), "relabel")[:, 0]
     labels = rows.y.copy()
     labels[:50] = 1 - labels[:50]
     model = LogisticRegression(C=1.0, tol=1e-10, class_weight="balanced").fit(rows.features, labels)
     np.testing.assert_allclose(theta[:-1], model.coef_[0], atol=1e-3)
-    theta = _models(problem, rows, point, order, np.array([50]), "drop")[:, 0]
+    theta = _models(problem, rows, point, order, 1.0 - rows.y, np.array([50]), "drop")[:, 0]
     model = LogisticRegression(C=1.0, tol=1e-10, class_weight="balanced").fit(rows.features[50:], rows.y[50:])
     np.testing.assert_allclose(theta[:-1], model.coef_[0], atol=1e-3)
     reporting = ~_half(y_eval.astype(float), seed=1)
@@ -96,3 +97,24 @@ def test_the_reporting_half_has_no_part_in_the_choice(monkeypatch):
     (clean,) = seen
     np.testing.assert_array_equal(clean.features, X_eval[chosen])
     np.testing.assert_array_equal(clean.y, y_eval[chosen])
+
+
+def test_several_classes_are_refitted_as_scikit_learn_does():
+    X, truth = make_blobs(300, centers=3, n_features=4, cluster_std=4.0, random_state=0)
+    model = LogisticRegression(C=1.0, tol=1e-10, class_weight="balanced").fit(X, truth)
+    problem = read_problem(model)
+    rows = Rows(X, problem.encode(truth), np.ones(300), intercept=True, outputs=3)
+    point = find_stationary_point(problem, rows)
+    new_label = (rows.y + 1) % 3
+    theta = _models(problem, rows, point, np.arange(300), new_label, np.array([30]), "relabel")[:, 0]
+    labels = np.where(np.arange(300) < 30, new_label, rows.y)
+    other = LogisticRegression(C=1.0, tol=1e-10, max_iter=5000, class_weight="balanced").fit(X, labels)
+    scores = rows.margins(theta).reshape(300, 3)
+    expected = other.decision_function(X)
+    np.testing.assert_allclose(
+        scores - scores.mean(axis=1, keepdims=True), expected - expected.mean(axis=1, keepdims=True), atol=5e-3
+    )
+    np.testing.assert_allclose(
+        _loss(problem, rows.margins(theta), rows.y).mean(), log_loss(truth, other.predict_proba(X)), atol=1e-3
+    )
+    assert _hit(problem, rows.margins(theta), rows.y).mean() == (other.predict(X) == truth).mean()

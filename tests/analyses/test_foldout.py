@@ -1,8 +1,12 @@
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from sklearn.base import clone
+from sklearn.datasets import make_blobs
 from sklearn.linear_model import LogisticRegression
+from sklearn.multiclass import OneVsRestClassifier
 
+from mlflow_relabel_audit.analyses import foldout
 from mlflow_relabel_audit.analyses.foldout import FOLDS, LADDER, _Search, deal_folds, fold_out, refit
 from mlflow_relabel_audit.curvature import find_stationary_point
 from mlflow_relabel_audit.problem import read_problem
@@ -147,3 +151,26 @@ def test_a_model_without_a_penalty_gets_a_ridge_where_that_predicts_better():
     loss = np.mean(np.logaddexp(0.0, out.margin) - y * out.margin)
     plain = refitted(X, y, deal_folds(rows, seed=0), C=np.inf)
     assert loss < np.mean(np.logaddexp(0.0, plain) - y * plain)
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
+@pytest.mark.parametrize("kind", ["softmax", "balanced", "one against the rest"])
+def test_outputs_of_several_classes_are_those_of_refits_without_the_fold(kind, sparse, monkeypatch):
+    if sparse:  # by the diagonal alone
+        monkeypatch.setattr(foldout, "FACTOR_ITERATIONS", 0.0)
+    X, y = make_blobs(240, centers=4, n_features=6, cluster_std=5.0, random_state=0)
+    X = sp.csr_array(np.where(np.abs(X) > 2, X, 0.0)) if sparse else X
+    model = LogisticRegression(tol=1e-9, max_iter=5000, class_weight="balanced" if kind == "balanced" else None)
+    model = OneVsRestClassifier(model) if kind == "one against the rest" else model
+    problem = read_problem(model.fit(X, y))
+    rows = Rows(X, problem.encode(y), np.ones(240), intercept=True, outputs=4)
+    search = _Search(problem, rows, find_stationary_point(problem, rows), 0)
+    start = np.repeat(problem.theta[:, None], FOLDS, axis=1)
+    margin, theta = search.solve(1.0, search.fold, start)
+    assert np.bincount(search.fold).max() - np.bincount(search.fold).min() <= 1
+    got = problem.probabilities(np.ascontiguousarray(margin.reshape(240, 4).T)).T
+    for fold in range(FOLDS):
+        out = search.fold == fold
+        expected = clone(model).fit(X[~out], y[~out]).predict_proba(X[out])
+        np.testing.assert_allclose(got[out], expected, atol=2e-3)
+    assert theta.shape == (28, FOLDS)

@@ -51,7 +51,7 @@ def test_inverted_labels_turn_the_model_around(setting):
 def test_a_noisy_refit_is_the_one_scikit_learn_finds(setting):
     problem, rows, point, _, _ = setting
     rng = np.random.default_rng(1)
-    labels = _labels(rows, rng.permutation(rows.n), (rng.random(rows.n) < 0.5).astype(float), 0.6, "coin")
+    labels = _labels(rows, rng.permutation(rows.n), (rng.random(rows.n) < 0.5).astype(float), 0.6)
     _, here = _refitted(problem, rows, point, "primal", labels)
     model = LogisticRegression(C=1.0, tol=1e-10, max_iter=5000).fit(rows.features, labels)
     np.testing.assert_allclose(here.theta[:-1], model.coef_[0], atol=1e-4)

@@ -228,6 +228,33 @@ def bias_result(n: int = 400, n_train: int = N_TRAIN, eval_groups: bool = True, 
     )
 
 
+def bias_result_of_classes(n: int = 300, n_train: int = N_TRAIN, names=("low", "mid", "high")) -> BiasResult:
+    """Return the bias audit of three classes, groups dealt at random and one class expected too rarely."""
+    rng = np.random.default_rng(0)
+    chance = rng.dirichlet(np.ones(3), n)
+    truth = np.array([rng.choice(3, p=p) for p in chance])
+    sets = [rng.choice(n_train, rng.integers(1, 9), replace=False) for _ in range(n)]
+    names = np.array(names)
+    predictions = pd.DataFrame(
+        {
+            "row_id": np.arange(n),
+            "label": names[truth],
+            "predicted": names[chance.argmax(axis=1)],
+            "flips_to": names[np.argsort(chance, axis=1)[:, 1]],
+            "probability": chance.max(axis=1),
+            "margin": 1.0,
+            "k": pd.array([len(part) for part in sets], dtype="Int64"),
+            "status": "verified",
+        }
+    )
+    flip_sets = pd.DataFrame({"row_id": np.repeat(np.arange(n), [*map(len, sets)]), "train_id": np.concatenate(sets)})
+    group = [pd.Series(rng.choice(["north", "south"], size), name="clinic") for size in (n_train, n)]
+    chance[group[1] == "north", 0] *= 0.4
+    labels = rng.choice(names, n_train)
+    options = {"classes": tuple(names), "probabilities": chance, "permutations": 39}
+    return bias_audit(predictions, flip_sets, *group, labels, **options)
+
+
 def thousand_groups() -> SimpleNamespace:
     """Return a bias result of a thousand groups, more than the analysis would show."""
     result = bias_result()

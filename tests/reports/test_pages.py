@@ -30,6 +30,7 @@ from tests.reports.page import Page
 from tests.reports.samples import (
     CONTEXT,
     bias_result,
+    bias_result_of_classes,
     compare_result,
     contest_result,
     correction_result,
@@ -50,6 +51,8 @@ UNVERIFIED = robustness_result()
 UNVERIFIED.predictions[["k", "status"]] = None, "unverified"
 UNLABELLED = robustness_result()
 UNLABELLED.predictions[["label", "correct"]] = None
+
+SEVERAL = with_context(class_names=("low", "mid", "high"))
 
 PAGES = {
     "robustness": lambda: render_robustness(robustness_result(), CONTEXT),
@@ -76,6 +79,8 @@ PAGES = {
     "noise of one suspect": lambda: render_noise(noise_result(n_suspects=1), CONTEXT),
     "noise with curve": lambda: render_noise(noise_result(), CONTEXT, curve_result(), correction_result()),
     "bias": lambda: render_bias(bias_result(), CONTEXT),
+    "noise of several classes": lambda: render_noise(noise_result(), SEVERAL, curve_result(), correction_result()),
+    "bias of several classes": lambda: render_bias(bias_result_of_classes(), SEVERAL),
     "bias without evaluation groups": lambda: render_bias(bias_result(eval_groups=False), CONTEXT),
     "bias of a few rows": lambda: render_bias(bias_result(12), CONTEXT),
     "bias of a thousand groups": lambda: render_bias(thousand_groups(), CONTEXT),
@@ -188,3 +193,18 @@ def test_pages_are_reproducible():
 
 def test_hostile_list_covers_what_it_names():
     assert len(HOSTILE[-1]) == 1_000_000
+
+
+def test_bias_of_several_classes_is_told_class_by_class():
+    page = render_bias(bias_result_of_classes(), SEVERAL)
+    assert "Class by class" in page
+    assert "pairs of group and class" in page
+    assert "clinic north: the model expects low too rarely" in page
+    assert "Class by class" not in PAGES["bias"]()
+
+
+def test_noise_of_several_classes_names_no_positive_class():
+    page = PAGES["noise of several classes"]()
+    assert "The likeliest of the other classes." in page
+    assert "The other label." not in page
+    assert "positive class" not in page
