@@ -105,7 +105,9 @@ class Separate:
         """``W(c) v``."""
         return np.asarray(c * v)
 
-    def difference(self, c: FloatArray, other: FloatArray, v: FloatArray) -> FloatArray:
+    def difference(
+        self, c: FloatArray, other: FloatArray, v: FloatArray, known: FloatArray | None = None
+    ) -> FloatArray:
         """``(W(c) - W(other)) v``."""
         return np.asarray((c - other) * v)
 
@@ -153,15 +155,15 @@ class Coupled:
     def probability(self, z: FloatArray) -> FloatArray:
         """The softmax of each row, the shape of ``z``."""
         rows = self._rows(z)
-        out = np.exp(rows - rows.max(axis=1, keepdims=True))
-        out /= out.sum(axis=1, keepdims=True)
+        out = np.exp(rows - _largest(rows))
+        out /= _sums(out)
         return np.asarray(out.reshape(z.shape))
 
     def loss(self, z: FloatArray, y: FloatArray) -> FloatArray:
         """Loss of every row, unweighted, in the output of its class and 0 in the others, shape (n M,)."""
         rows = self._rows(z)
-        top = rows.max(axis=1, keepdims=True)
-        total = top + np.log(np.exp(rows - top).sum(axis=1, keepdims=True))
+        top = _largest(rows)
+        total = top + np.log(_sums(np.exp(rows - top)))
         return np.asarray(self.targets(y) * (total - rows).reshape(z.shape))
 
     def curvature(self, probability: FloatArray, weight: FloatArray, z: FloatArray | None = None) -> FloatArray:
@@ -175,14 +177,15 @@ class Coupled:
     def product(self, c: FloatArray, v: FloatArray) -> FloatArray:
         """``W(c) v = c (v - (c . v) / sum(c))`` of each row."""
         weights, values = self._rows(c), self._rows(v)
-        total = weights.sum(axis=1, keepdims=True)
-        mean = (weights * values).sum(axis=1, keepdims=True)
-        mean /= np.where(total > 0, total, 1.0)
+        total = _sums(weights)
+        mean = np.einsum("nm...,nm...->n...", weights, values)[:, None] / np.where(total > 0, total, 1.0)
         return np.asarray((weights * (values - mean)).reshape(-1, *v.shape[1:]))
 
-    def difference(self, c: FloatArray, other: FloatArray, v: FloatArray) -> FloatArray:
-        """``(W(c) - W(other)) v``."""
-        return self.product(c, v) - self.product(other, v)
+    def difference(
+        self, c: FloatArray, other: FloatArray, v: FloatArray, known: FloatArray | None = None
+    ) -> FloatArray:
+        """``(W(c) - W(other)) v``; ``known`` is ``W(other) v`` where that is at hand."""
+        return self.product(c, v) - (self.product(other, v) if known is None else known)
 
     def counts(self, base: FloatArray, y: FloatArray) -> FloatArray:
         """What every class weighs, shape (K,)."""
@@ -203,6 +206,19 @@ class Coupled:
 
 Likelihood = Separate | Coupled
 TWO_CLASSES = Separate()
+
+
+def _sums(rows: FloatArray) -> FloatArray:
+    """Sums over the outputs, which stay as an axis of one; several times as fast as a reduction of a middle axis."""
+    return np.asarray(np.einsum("nm...->n...", rows)[:, None])
+
+
+def _largest(rows: FloatArray) -> FloatArray:
+    """Largest output of each row, which stays as an axis of one; output by output, for the same reason."""
+    out = rows[:, 0].copy()
+    for m in range(1, rows.shape[1]):
+        np.maximum(out, rows[:, m], out=out)
+    return out[:, None]
 
 
 def _indicators(y: FloatArray, outputs: int) -> FloatArray:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -118,7 +119,7 @@ def _led_before(
         others = [np.flatnonzero(block.asked.owner == owner) for owner in owners]
         again = []
         for row, rivals, (margins, errors) in zip(
-            waiting, others, _margins(searcher, block, others, sets), strict=True
+            waiting, others, _margins(searcher, block, others, sets, _signs_told), strict=True
         ):
             ahead = np.flatnonzero(margins + errors < 0)
             if ahead.size:
@@ -143,25 +144,52 @@ def _leading(searcher: VerifiedSearch, block: EstimateBlock, found: list[FlipSet
     chosen = chosen.copy()
     verified = [row for row, item in enumerate(found) if item.status == VERIFIED]
     others = [np.flatnonzero(block.asked.owner == block.asked.owner[chosen[row]]) for row in verified]
-    after = _margins(searcher, block, others, [found[row].change for row in verified])
+    after = _margins(searcher, block, others, [found[row].change for row in verified], _leader_told)
     for row, rivals, (margins, _) in zip(verified, others, after, strict=True):
         chosen[row] = rivals[np.argmin(margins)]
     return chosen
 
 
 def _margins(
-    searcher: VerifiedSearch, block: EstimateBlock, asked: Sequence[IntArray], sets: list[Relabelling]
+    searcher: VerifiedSearch,
+    block: EstimateBlock,
+    asked: Sequence[IntArray],
+    sets: list[Relabelling],
+    enough: Callable[[FloatArray, FloatArray], bool],
 ) -> list[tuple[FloatArray, FloatArray]]:
-    """Margins of evaluation rows after their refits, each row's own, and bounds of their errors."""
+    """Margins of evaluation rows after their refits, each row's own, and bounds of their errors, once ``enough``."""
     out: list[tuple[FloatArray, FloatArray]] = []
     for start in range(0, len(sets), searcher.width):
         some = slice(start, start + searcher.width)
+        groups = [block.targets[:, margins] for margins in asked[some]]
+        norms = [
+            _norms(targets, block.direction[:, margins]) for targets, margins in zip(groups, asked[some], strict=True)
+        ]
+
+        def done(column: int, theta: FloatArray, radius: float, groups: Any = groups, norms: Any = norms) -> bool:
+            return enough(theta @ groups[column], norms[column] * radius)
+
         firsts = np.array([margins[0] for margins in asked[some]])
-        refits = converged(
-            searcher.refits(len(firsts)), block.targets[:, firsts], block.direction[:, firsts], sets[some]
-        )
-        for margins, (theta, radius, solve) in zip(asked[some], refits, strict=True):
-            targets = block.targets[:, margins]
-            norms = np.sqrt(np.maximum(np.einsum("ij,ij->j", targets, solve(targets)), 0.0))
-            out.append((theta @ targets, norms * radius))
+        columns = searcher.refits(len(firsts))
+        refits = converged(columns, block.targets[:, firsts], block.direction[:, firsts], sets[some], done)
+        out += [
+            (theta @ targets, _norms(targets, solve(targets)) * radius)
+            for targets, (theta, radius, solve) in zip(groups, refits, strict=True)
+        ]
     return out
+
+
+def _norms(targets: FloatArray, solved: FloatArray) -> FloatArray:
+    return np.sqrt(np.maximum(np.einsum("ij,ij->j", targets, solved), 0.0))
+
+
+def _signs_told(margins: FloatArray, errors: FloatArray) -> bool:
+    """Whether it is proved of every class on which side it is."""
+    return bool(np.all(np.abs(margins) > errors))
+
+
+def _leader_told(margins: FloatArray, errors: FloatArray) -> bool:
+    """Whether it is proved which class is furthest ahead."""
+    best = int(np.argmin(margins))
+    clear = margins - margins[best] > errors + errors[best]
+    return bool(np.all(np.delete(clear, best)) and np.isfinite(errors[best]))

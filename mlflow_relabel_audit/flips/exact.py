@@ -22,9 +22,25 @@ MAX_STEPS, REFERENCE_AFTER = 120, 12
 
 
 def converged(
-    block: RefitBlock, targets: FloatArray, directions: FloatArray, sets: list[Relabelling]
+    block: RefitBlock,
+    targets: FloatArray,
+    directions: FloatArray,
+    sets: list[Relabelling],
+    enough: Callable[[int, FloatArray, float], bool] | None = None,
 ) -> list[tuple[FloatArray, float, Callable[[FloatArray], FloatArray]]]:
-    """Refit every column to the end: coefficients, how far they can be off, and what solves with that norm's matrix."""
+    """Refit every column to the end: coefficients, how far they can be off, and what solves with that norm's matrix.
+
+    Parameters
+    ----------
+    block : RefitBlock
+        of a column for each set, or more.
+    targets, directions : ndarray of shape (p, b)
+        see `RefitBlock.load`.
+    sets : list of Relabelling
+    enough : callable, optional
+        ``enough(column, theta, radius)`` tells whether a column may stop short of its end; asked while the norm is
+        that of the shared reference.
+    """
     slots = np.arange(len(sets))
     response = np.abs(block.rows.margins(directions)).T if block.rows.outputs == 1 else None
     block.load(slots, targets, directions, response)
@@ -32,7 +48,12 @@ def converged(
     followed = max(block.rows.n // 8, 1)
     for step in range(1, MAX_STEPS + 1):
         block.condition(slots)
-        far = slots[(block.decrements() > CONVERGED) | (block.kappa <= 0)]
+        far = slots[(block.decrements()[slots] > CONVERGED) | (block.kappa[slots] <= 0)]
+        if enough is not None:
+            radii = block.radii()
+            asked = [slot for slot in far if block.reference(int(slot)) is block.point.curvature]
+            done = [slot for slot in asked if enough(int(slot), block.theta[:, slot], float(radii[slot]))]
+            far = np.setdiff1d(far, done)
         if not far.size:
             break
         if step % REFERENCE_AFTER == 0:

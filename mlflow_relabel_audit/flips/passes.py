@@ -262,7 +262,7 @@ def _prove_sums(
     np.minimum(least, ratio.min(axis=0), out=least)
     for level, value in enumerate(SPECTRAL_LEVELS):
         short[level] += squares @ np.maximum(value * reference - curvature, 0.0)
-    away = likelihood.difference(reference, curvature, response)
+    away = likelihood.difference(reference, curvature, response, weighted)
     away *= away
     with np.errstate(over="ignore"):  # a row whose curvature is gone: nothing can be proved, and inf says so
         np.divide(away, np.maximum(curvature, np.finfo(float).tiny), out=weighted)

@@ -365,7 +365,10 @@ class RefitBlock:
         """Margin after the refit, and a bound on the estimate's error (inf where none holds), each of shape (B,)."""
         here = self.margins()
         shift = np.einsum("ij,ij->j", self.u, self.gradient)
-        return interval(here, here - shift, self._target_norm, self._near(), np.sqrt(self._q), np.sqrt(self._c))
+        root_q, root_c = (
+            np.sqrt(np.maximum(part, 0.0)) for part in (self._q, self._c)
+        )  # a sum of none may round below
+        return interval(here, here - shift, self._target_norm, self._near(), root_q, root_c)
 
     def radii(self) -> FloatArray:
         """How far each column can be from its minimiser, in its reference's norm; inf where unknown."""
