@@ -49,6 +49,8 @@ class CoupledCurvature(PrimalCurvature):
     ) -> CoupledCurvature:
         """Factor H with the weights at ``index`` moved by ``change``: only those rows are touched."""
         size, outputs = rows.coordinates, rows.outputs
+        if 2 * len(index) > rows.n * outputs:
+            return CoupledReference.factor(rows, diagonal, penalty)
         before = diagonal.copy()
         before[index] -= change
         touched = np.unique(index // outputs)
@@ -63,7 +65,7 @@ class CoupledCurvature(PrimalCurvature):
                 hessian[a * size : (a + 1) * size, b * size : (b + 1) * size] += block
                 if a != b:
                     hessian[b * size : (b + 1) * size, a * size : (a + 1) * size] += block
-        return CoupledCurvature(*cholesky_factor(hessian))
+        return CoupledReference(*cholesky_factor(hessian))
 
     def row_norms(self, rows: Rows) -> FloatArray:
         """Largest ``||x_i (x) (e_a - e_b)||_{H^-1}`` of every row, repeated for its outputs, shape (n M,).
@@ -85,6 +87,14 @@ class CoupledCurvature(PrimalCurvature):
         lower = np.zeros((p, p))
         lower[np.tril_indices(p)] = packed
         return cls(lower, condition)
+
+
+class CoupledReference(CoupledCurvature):
+    """The curvature of one column on its way, which solves too few right sides to be worth an inverse."""
+
+    def solve(self, right: FloatArray) -> FloatArray:
+        """``H^-1 right``, shape (p,) or (p, B)."""
+        return self._substituted(right.reshape(self.p, -1)).reshape(right.shape)
 
 
 class CoupledConjugate(ConjugateCurvature):

@@ -52,9 +52,12 @@ class PrimalCurvature:
         columns = right.reshape(self.p, -1)
         if self.p <= MAX_INVERTED and self.condition <= SAFE_CONDITION:
             return np.asarray(self._inverse @ columns).reshape(right.shape)
+        return self._substituted(columns).reshape(right.shape)
+
+    def _substituted(self, columns: FloatArray) -> FloatArray:
+        """``H^-1 columns`` by the factor itself."""
         half = blas.dtrsm(1.0, self.lower, columns, lower=1)
-        whole = blas.dtrsm(1.0, self.lower, half, lower=1, trans_a=1, overwrite_b=1)
-        return np.asarray(whole).reshape(right.shape)
+        return np.asarray(blas.dtrsm(1.0, self.lower, half, lower=1, trans_a=1, overwrite_b=1))
 
     def updated(
         self, rows: Rows, penalty: FloatArray, diagonal: FloatArray, index: IntArray, change: FloatArray

@@ -131,17 +131,23 @@ class EstimateBlock:
         )
 
 
+def directions_of(rows: Rows) -> int:
+    """Directions that stand for one prediction: of K > 2 classes every other one, in every output."""
+    return rows.outputs * (rows.outputs - 1) if rows.outputs > 1 else 1
+
+
 def block_width(rows: Rows) -> int:
-    """How many directions share one pass; M K of them stand for a prediction among K > 2 classes.
+    """How many predictions share one pass.
 
     Over one array in this process their influences take half of the rows' memory, 16 to 128 MiB; over rows elsewhere
     no influence is kept, and under a memory limit a block's own take a quarter of what is left beside the rows.
     """
     if not rows.held:
         room = rows.store.room
-        return APART_BLOCK if room is None else int(np.clip(room // (4 * APART_BYTES), 8, APART_BLOCK))
+        width = APART_BLOCK if room is None else int(np.clip(room // (4 * APART_BYTES), 8, APART_BLOCK))
+        return max(width // directions_of(rows), 1)
     most = min(BUFFER_BYTES, max(4 * rows.nnz, 4 * MIN_BLOCK * rows.n, BUFFER_BYTES // 8))
-    return int(np.clip(most // (4 * max(rows.n, 1)), 1, MAX_BLOCK))
+    return int(np.clip(most // (4 * max(rows.n, 1) * directions_of(rows)), 1, MAX_BLOCK))
 
 
 def _narrowed(direction: FloatArray) -> FloatArray:
@@ -223,9 +229,8 @@ def estimate(
     want : int, optional
         code of the class to flip to; any other one than the predicted by default.
     """
-    several = rows.outputs * (rows.outputs - 1) if rows.outputs > 1 else 1
-    width = min(width or max(block_width(rows) // several, 1), max(evaluation.n, 1))
-    buffer = np.empty((width * several, rows.n), dtype=np.float32) if rows.held else None
+    width = min(width or block_width(rows), max(evaluation.n, 1))
+    buffer = np.empty((width * directions_of(rows), rows.n), dtype=np.float32) if rows.held else None
     for start in range(first, evaluation.n, width):
         stop = min(start + width, evaluation.n)
         asked = ask(problem, evaluation, point, start, stop, want)
