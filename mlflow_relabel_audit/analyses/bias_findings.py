@@ -100,7 +100,7 @@ def _errors(
             findings.append(Finding("B003", level, f"{lead} {_set_sentence(named)}"))
     if len(compared) and not findings:
         text = (
-            f"Errors by group: in none of {_judged(judged)} do labels and probabilities differ by "
+            f"Errors by group: {_judged(judged)} do labels and probabilities differ by "
             f"{MIN_EXCESS * 100:.0f} points or more, beyond chance (level {rules.alpha:g})."
         )
         findings.append(Finding("B001", "info", text))
@@ -108,11 +108,9 @@ def _errors(
 
 
 def _judged(judged: pd.DataFrame) -> str:
-    if "class" not in judged:
-        return f"{len(judged)} groups"
-    return (
-        f"{len(judged[['attribute', 'group']].drop_duplicates())} groups, of {judged['class'].nunique()} classes each,"
-    )
+    count = len(judged[["attribute", "group"]].drop_duplicates())
+    groups = "not in the one group" if count == 1 else f"in none of {count} groups"
+    return groups if "class" not in judged else f"{groups}, of {judged['class'].nunique()} classes each,"
 
 
 def _kinds(outcome: str) -> str:
