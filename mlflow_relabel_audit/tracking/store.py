@@ -185,6 +185,8 @@ def _translated(error: Exception, what: str, missing: str | None) -> RelabelAudi
             f"{what}: permission denied; ask for EDIT rights on the experiment, or keep the audit on this "
             "machine with --output-dir DIR --no-log"
         )
+    if isinstance(error, MlflowException) and "IntegrityError" in got:  # which MLflow passes for a bad request
+        return StoreError(f"{what}: another client wrote the same at the same time; run the same command again")
     if isinstance(error, MlflowException) and status == 400:
         return RequestError(f"{what}: MLflow refused it ({got}); correct the request")
     return StoreError(

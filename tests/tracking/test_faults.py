@@ -11,11 +11,15 @@ import time
 import mlflow
 import pytest
 from click.testing import CliRunner
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import BAD_REQUEST
 from sklearn.linear_model import LogisticRegression
 
 from mlflow_relabel_audit import autolog
 from mlflow_relabel_audit.cli import main
+from mlflow_relabel_audit.errors import StoreError
 from mlflow_relabel_audit.tracking import Manifest, Store, read_artifact, read_manifest
+from mlflow_relabel_audit.tracking.store import failures
 from tests.disks import full, small_disk
 from tests.servers import Gate, Server
 from tests.tracking.logged import FRAME, log_models
@@ -165,3 +169,12 @@ def test_training_does_not_wait_for_a_silent_server(mlflow_server, server_store,
     assert f"relabel audit of run {run_id} failed, the model itself is logged" in caplog.text
     assert server_store.run(run_id).info.status == "FINISHED"
     assert not server_store.files(run_id)
+
+
+def test_a_write_that_another_client_made_first_may_be_repeated():
+    """What MLflow's database says when two clients set the same tag at once, which it passes on as a bad request."""
+    refused = MlflowException(
+        "(sqlite3.IntegrityError) UNIQUE constraint failed: tags.key, tags.run_uuid", error_code=BAD_REQUEST
+    )
+    with pytest.raises(StoreError, match="at the same time; run the same command again"), failures("the metrics"):
+        raise refused
