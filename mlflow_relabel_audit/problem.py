@@ -310,6 +310,8 @@ def as_matrix(features: Any) -> Any:
     """
     if sp.issparse(features):
         matrix: Any = features.tocsr()
+        if not matrix.has_sorted_indices:  # the same rows in one form, or their fingerprint hangs on who sorts them
+            matrix = matrix.sorted_indices()
         stored = matrix.data
     else:
         try:

@@ -6,6 +6,7 @@ import warnings
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 from sklearn.datasets import load_breast_cancer, load_iris
 from sklearn.feature_selection import SelectKBest
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV, RidgeClassifier
@@ -146,3 +147,11 @@ def test_features_that_are_no_numbers_are_refused() -> None:
         as_matrix([[1.0, np.nan]])
     with pytest.raises(RequestError, match="1 dimension"):
         as_matrix([1.0, 2.0])
+
+
+def test_sparse_rows_come_in_one_form_and_the_callers_stay_as_they_are() -> None:
+    given = sp.csr_matrix((np.array([1.0, 2.0]), np.array([3, 1]), np.array([0, 2])), shape=(1, 4))
+    matrix = as_matrix(given)
+    assert matrix.indices.tolist() == [1, 3]
+    assert matrix.data.tolist() == [2.0, 1.0]
+    assert given.indices.tolist() == [3, 1]
