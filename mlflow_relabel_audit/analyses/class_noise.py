@@ -14,21 +14,23 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from mlflow_relabel_audit.analyses.findings import Finding, Level
+from mlflow_relabel_audit.analyses.findings import Finding
 from mlflow_relabel_audit.analyses.foldout import FoldOut, fold_out, reweighted
 from mlflow_relabel_audit.analyses.label_curve import weighted_quantile
 from mlflow_relabel_audit.analyses.label_transitions import INTERVAL_POWER, LabelTransitions, fit_label_transitions
 from mlflow_relabel_audit.analyses.noise import (
     MIN_CLASS_ROWS,
     NO_NOISE_RATE,
-    SURE_SHARE,
-    WIDE_HIGH,
     NoiseResult,
+    evaluation_rows,
     flag,
+    overfitted,
     row_columns,
+    score_frame,
+    unevaluated,
+    verdict,
 )
 from mlflow_relabel_audit.curvature import StationaryPoint
-from mlflow_relabel_audit.errors import RequestError
 from mlflow_relabel_audit.problem import FloatArray, IntArray, Problem
 from mlflow_relabel_audit.rows import Rows
 
@@ -64,8 +66,8 @@ class ClassEvidence:
     rate : tuple of three floats
         share of wrong labels, with a 95 % interval.
     transitions : LabelTransitions
-    first, out : FoldOut
-        outputs out of fold, before suspects were weighed down and after.
+    out : FoldOut
+        outputs out of fold, where there is a second round with suspects weighed down.
     """
 
     true_class: FloatArray = field(repr=False)
@@ -74,7 +76,6 @@ class ClassEvidence:
     own: FloatArray = field(repr=False)
     rate: tuple[float, float, float]
     transitions: LabelTransitions = field(repr=False)
-    first: FoldOut = field(repr=False)
     out: FoldOut = field(repr=False)
 
 
@@ -103,11 +104,11 @@ def class_noise_audit(
             "or more; five folds need two such classes"
         )
         missing = np.full(rows.n, np.nan)
-        scores = _scores(problem, rows, ids, counts, missing, missing, rows.y)
+        scores = score_frame(problem, rows, ids, counts, missing, missing, rows.y)
         suspects = scores.iloc[:0].assign(level=pd.Series(dtype=object))
         finding = Finding("N000", "info", message, applicable=False)
         return NoiseResult(scores, suspects, (np.nan, np.nan, np.nan), {"suspect_count": 0.0}, (finding,))
-    clean_rows = _evaluation(problem, rows, eval_features, eval_labels)
+    clean_rows = evaluation_rows(problem, rows, eval_features, eval_labels)
     found = class_evidence(problem, rows, point, clean_rows, seed=seed)
     sure, flagged = flag(np.where(judged, found.wrong, 0.0))
     if found.rate[1] < NO_NOISE_RATE:
@@ -115,7 +116,7 @@ def class_noise_audit(
         if rows.coordinates > rows.n:  # no more than a verdict of "no noise" has room for
             flagged = sure & (np.argsort(np.argsort(-found.wrong, kind="stable")) < NO_NOISE_RATE * rows.n)
     wrong = np.where(judged, found.wrong, np.nan)
-    scores = _scores(problem, rows, ids, counts, wrong, found.own, np.where(flagged, found.suggested, rows.y))
+    scores = score_frame(problem, rows, ids, counts, wrong, found.own, np.where(flagged, found.suggested, rows.y))
     order = np.lexsort((found.own, -found.wrong))
     order = order[flagged[order]]
     suspects = scores.iloc[order].assign(level=np.where(sure[order], "sure", "check")).reset_index(drop=True)
@@ -126,7 +127,7 @@ def class_noise_audit(
         "suspect_count": float(len(suspects)),
     }
     findings = (
-        *_verdict(found, sure, flagged),
+        *verdict(found.rate, found.wrong, sure, flagged),
         *_leaning(problem, rows, found),
         *_cautions(problem, rows, found, size, clean_rows is not None),
     )
@@ -140,7 +141,6 @@ def class_evidence(
     clean_rows: Rows | None = None,
     *,
     seed: int = 0,
-    out: FoldOut | None = None,
 ) -> ClassEvidence:
     """Score every training label: outputs out of fold, the transitions, and both again with suspects weighed down.
 
@@ -152,10 +152,8 @@ def class_evidence(
         evaluation rows with their own labels, which are taken to be right.
     seed : int
         of the deals into folds.
-    out : FoldOut, optional
-        the first outputs, where they are at hand.
     """
-    first = out = out or fold_out(problem, rows, point, seed=seed)
+    out = fold_out(problem, rows, point, seed=seed)
     log_probability, transitions = _transitions(problem, rows, out, clean_rows)
     true_class = transitions.true_class(log_probability, rows.y)
     own = np.arange(rows.n), rows.y.astype(np.intp)
@@ -172,7 +170,6 @@ def class_evidence(
         np.exp(log_probability[own]),
         _rate(transitions, log_probability, rows.y, true_class[own]),
         transitions,
-        first,
         out,
     )
 
@@ -216,59 +213,6 @@ def _rate(
     return estimate, min(low, estimate), max(high, estimate)
 
 
-def _evaluation(problem: Problem, rows: Rows, features: Any, labels: Any) -> Rows | None:
-    if (features is None) != (labels is None):
-        have, miss = ("features", "labels") if labels is None else ("labels", "features")
-        raise RequestError(f"evaluation rows: got {have} without {miss}; pass both, or neither")
-    if features is None:
-        return None
-    label = np.asarray(labels, dtype=np.float64)
-    if features.shape[0] != len(label) or features.shape[1] != rows.features_in:
-        raise RequestError(
-            f"evaluation rows: got features of shape {features.shape} and {len(label)} labels; "
-            f"pass one label per row and {rows.features_in} features"
-        )
-    if not np.isin(label, np.arange(len(problem.classes))).all():
-        raise RequestError(
-            f"evaluation rows: labels other than 0 to {len(problem.classes) - 1}; encode them with Problem.encode"
-        )
-    return Rows(features, label, np.ones(len(label)), intercept=rows.intercept, outputs=rows.outputs)
-
-
-def _scores(
-    problem: Problem, rows: Rows, ids: Any, counts: Any, wrong: FloatArray, own: FloatArray, suggested: FloatArray
-) -> pd.DataFrame:
-    classes = pd.Series(problem.classes)
-    return pd.DataFrame(
-        {
-            "train_id": np.asarray(ids),
-            "label": classes.take(rows.y.astype(np.intp)).to_numpy(),
-            "suggested_label": classes.take(np.asarray(suggested, dtype=np.intp)).to_numpy(),
-            "score": wrong,
-            "probability_out_of_sample": own,
-            "flip_set_count": counts,
-        }
-    )
-
-
-def _verdict(found: ClassEvidence, sure: Any, flagged: Any) -> list[Finding]:
-    estimate, low, high = found.rate
-    spread = f"{estimate:.1%} of the labels (95 % interval {low:.1%} to {high:.1%})"
-    if low < NO_NOISE_RATE:
-        message = f"Consistent with no label noise: the estimate is {spread}."
-        if high >= WIDE_HIGH:
-            message = f"No evidence of label noise, nor against it: the estimate is {spread}, which fits either."
-        if flagged.any():
-            message += f" The {int(flagged.sum())} flagged rows are worth a look all the same."
-        return [Finding("N001", "info", message)]
-    level: Level = "critical" if low >= 0.1 else "warning"
-    verdict = [Finding("N002", level, f"Label noise: an estimated {spread} are wrong.")]
-    if not (flagged & ~sure).any() and sure.sum() < SURE_SHARE * found.wrong.sum():
-        message = "Which labels are wrong is not identified: hardly any is more likely wrong than right."
-        verdict.append(Finding("N003", "info", message))
-    return verdict
-
-
 def _leaning(problem: Problem, rows: Rows, found: ClassEvidence) -> list[Finding]:
     """The pair of classes between which most labels go wrong, where one stands out."""
     if found.rate[1] < NO_NOISE_RATE:
@@ -296,20 +240,14 @@ def expected_transitions(rows: Rows, true_class: FloatArray) -> FloatArray:
 def _cautions(problem: Problem, rows: Rows, found: ClassEvidence, size: IntArray, evaluated: bool) -> list[Finding]:
     out: list[Finding] = []
     if not evaluated:
-        message = "The rate is read off the training labels alone; labelled evaluation rows would narrow it."
-        out.append(Finding("N005", "info", message, applicable=False))
+        out.append(unevaluated())
     if rows.coordinates > rows.n:
         message = (
             f"More features ({rows.coordinates}) than rows ({rows.n}): the outputs' own errors can pass for wrong "
             "labels."
         )
         out.append(Finding("N006", "info", message))
-    if found.out.multiplier <= 0.1 and (problem.penalty > 0).any():
-        message = (
-            f"Held-out labels are predicted best at {found.out.multiplier:.2g} times the model's C: the model follows "
-            "its labels, right or wrong, more closely than they deserve."
-        )
-        out.append(Finding("N007", "info", message))
+    out += overfitted(problem, found.out)
     rare = [str(name) for name, rows_of in zip(problem.classes, size, strict=True) if rows_of < MIN_CLASS_ROWS]
     if rare:
         message = f"Not judged, with fewer than {MIN_CLASS_ROWS} training rows: labels {', '.join(rare[:10])}."

@@ -147,11 +147,11 @@ def noise_audit(
     if smallest < MIN_CLASS_ROWS:
         message = f"noise: the rarer class has {smallest} training rows; five folds need at least {MIN_CLASS_ROWS}"
         missing = np.full(rows.n, np.nan)
-        scores = _score_frame(problem, rows, ids, counts, missing, missing, np.zeros(rows.n, dtype=bool))
+        scores = score_frame(problem, rows, ids, counts, missing, missing, rows.y)
         suspects = scores.iloc[:0].assign(level=pd.Series(dtype=object))
         finding = Finding("N000", "info", message, applicable=False)
         return NoiseResult(scores, suspects, (np.nan, np.nan, np.nan), {"suspect_count": 0.0}, (finding,))
-    clean_rows = _evaluation(rows, eval_features, eval_labels)
+    clean_rows = evaluation_rows(problem, rows, eval_features, eval_labels)
 
     evidence = label_evidence(problem, rows, point, clean_rows, seed=seed)
     wrong = evidence.wrong
@@ -161,7 +161,8 @@ def noise_audit(
         # no more of them than a verdict of "no noise" has room for
         flagged = sure & (_place(wrong) < NO_NOISE_RATE * rows.n)
 
-    scores = _score_frame(problem, rows, ids, counts, wrong, sigmoid(evidence.out.margin[: rows.n]), flagged)
+    suggested = np.where(flagged, 1.0 - rows.y, rows.y)
+    scores = score_frame(problem, rows, ids, counts, wrong, sigmoid(evidence.out.margin[: rows.n]), suggested)
     against = np.where(rows.y > 0.5, -evidence.margin, evidence.margin)
     order = np.lexsort((-against, -wrong))
     order = order[flagged[order]]
@@ -271,7 +272,8 @@ def _place(wrong: FloatArray) -> IntArray:
     return place
 
 
-def _evaluation(rows: Rows, features: Any, labels: Any) -> Rows | None:
+def evaluation_rows(problem: Problem, rows: Rows, features: Any, labels: Any) -> Rows | None:
+    """Evaluation rows with their labels, checked; None where there are none."""
     if (features is None) != (labels is None):
         have, miss = ("features", "labels") if labels is None else ("labels", "features")
         raise RequestError(f"evaluation rows: got {have} without {miss}; pass both, or neither")
@@ -283,9 +285,11 @@ def _evaluation(rows: Rows, features: Any, labels: Any) -> Rows | None:
             f"evaluation rows: got features of shape {features.shape} and {len(label)} labels; "
             f"pass one label per row and {rows.features_in} features"
         )
-    if not np.isin(label, (0.0, 1.0)).all():
-        raise RequestError("evaluation rows: labels other than 0 and 1; encode them with Problem.encode")
-    return Rows(features, label, np.ones(len(label)), intercept=rows.intercept)
+    count = len(problem.classes)
+    if not np.isin(label, np.arange(count)).all():
+        codes = "0 and 1" if count == 2 else f"0 to {count - 1}"
+        raise RequestError(f"evaluation rows: labels other than {codes}; encode them with Problem.encode")
+    return Rows(features, label, np.ones(len(label)), intercept=rows.intercept, outputs=rows.outputs)
 
 
 def row_columns(rows: Rows, row_ids: Any, flip_counts: Any) -> tuple[Any, pd.api.extensions.ExtensionArray]:
@@ -298,27 +302,63 @@ def row_columns(rows: Rows, row_ids: Any, flip_counts: Any) -> tuple[Any, pd.api
     return ids, pd.array(counts, dtype="Int64")
 
 
-def _score_frame(
+def score_frame(
     problem: Problem,
     rows: Rows,
     ids: Any,
     counts: Any,
     wrong: FloatArray,
     probability: FloatArray,
-    flagged: Any,
+    suggested: FloatArray,
 ) -> pd.DataFrame:
-    positive = rows.y > 0.5
+    """The table of scores, see `NoiseResult`; ``suggested`` are class codes."""
     classes = pd.Series(problem.classes)
     columns = {
         "train_id": np.asarray(ids),
-        "label": classes.take(positive.astype(np.int64)).to_numpy(),
-        "suggested_label": classes.take((positive ^ flagged).astype(np.int64)).to_numpy(),
+        "label": classes.take(rows.y.astype(np.intp)).to_numpy(),
+        "suggested_label": classes.take(suggested.astype(np.intp)).to_numpy(),
         "score": wrong,
         "probability_out_of_sample": probability,
         "flip_set_count": counts,
     }
     frame: pd.DataFrame = pd.DataFrame(columns)
     return frame
+
+
+def verdict(rate: tuple[float, float, float], wrong: FloatArray, sure: Any, flagged: Any) -> list[Finding]:
+    """Whether there is noise, and whether it is known where (findings N001 to N003)."""
+    estimate, low, high = rate
+    spread = f"{estimate:.1%} of the labels (95 % interval {low:.1%} to {high:.1%})"
+    if low < NO_NOISE_RATE:
+        message = f"Consistent with no label noise: the estimate is {spread}."
+        if high >= WIDE_HIGH:
+            message = f"No evidence of label noise, nor against it: the estimate is {spread}, which fits either."
+        if flagged.any():
+            message += f" The {int(flagged.sum())} flagged rows are worth a look all the same."
+        return [Finding("N001", "info", message)]
+    level: Level = "critical" if low >= 0.1 else "warning"
+    found = [Finding("N002", level, f"Label noise: an estimated {spread} are wrong.")]
+    if not (flagged & ~sure).any() and sure.sum() < SURE_SHARE * wrong.sum():
+        message = "Which labels are wrong is not identified: hardly any is more likely wrong than right."
+        found.append(Finding("N003", "info", message))
+    return found
+
+
+def unevaluated() -> Finding:
+    """That no evaluation rows were heard."""
+    message = "The rate is read off the training labels alone; labelled evaluation rows would narrow it."
+    return Finding("N005", "info", message, applicable=False)
+
+
+def overfitted(problem: Problem, out: FoldOut) -> list[Finding]:
+    """That the model follows its labels too closely, where it does."""
+    if out.multiplier > 0.1 or not (problem.penalty > 0).any():
+        return []
+    message = (
+        f"Held-out labels are predicted best at {out.multiplier:.2g} times the model's C: "
+        "the model follows its labels, right or wrong, more closely than they deserve."
+    )
+    return [Finding("N007", "info", message)]
 
 
 def _findings(
@@ -330,28 +370,9 @@ def _findings(
     flagged: Any,
     evaluated: bool,
 ) -> tuple[Finding, ...]:
-    estimate, low, high = rate
-    wrong, curve, out, opinion = evidence.wrong, evidence.curve, evidence.out, evidence.opinion
-    spread = f"{estimate:.1%} of the labels (95 % interval {low:.1%} to {high:.1%})"
-    found: list[Finding] = []
-    if low < NO_NOISE_RATE:
-        message = f"Consistent with no label noise: the estimate is {spread}."
-        if high >= WIDE_HIGH:
-            message = f"No evidence of label noise, nor against it: the estimate is {spread}, which fits either."
-        if flagged.any():
-            message += f" The {int(flagged.sum())} flagged rows are worth a look all the same."
-        found.append(Finding("N001", "info", message))
-    else:
-        level: Level = "critical" if low >= 0.1 else "warning"
-        found.append(Finding("N002", level, f"Label noise: an estimated {spread} are wrong."))
-    if low >= NO_NOISE_RATE and not (flagged & ~sure).any() and sure.sum() < SURE_SHARE * wrong.sum():
-        found.append(
-            Finding(
-                "N003",
-                "info",
-                "Which labels are wrong is not identified: hardly any is more likely wrong than right.",
-            )
-        )
+    low = rate[1]
+    curve, out, opinion = evidence.curve, evidence.out, evidence.opinion
+    found = verdict(rate, evidence.wrong, sure, flagged)
     dirtier = float(curve.weight @ (curve.rate0 > curve.rate1))
     if low >= NO_NOISE_RATE and max(dirtier, 1.0 - dirtier) > 0.95:
         rates = float(curve.weight @ curve.rate0), float(curve.weight @ curve.rate1)
@@ -366,14 +387,7 @@ def _findings(
             )
         )
     if not evaluated:
-        found.append(
-            Finding(
-                "N005",
-                "info",
-                "The rate is read off the training labels alone; labelled evaluation rows would narrow it.",
-                applicable=False,
-            )
-        )
+        found.append(unevaluated())
     if rows.p > rows.n:
         found.append(
             Finding(
@@ -383,15 +397,7 @@ def _findings(
                 "labels, and the rate tends to come out too high, by about 5 points.",
             )
         )
-    if out.multiplier <= 0.1 and (problem.penalty > 0).any():
-        found.append(
-            Finding(
-                "N007",
-                "info",
-                f"Held-out labels are predicted best at {out.multiplier:.2g} times the model's C: "
-                "the model follows its labels, right or wrong, more closely than they deserve.",
-            )
-        )
+    found += overfitted(problem, out)
     if opinion.learner is not None:
         found.append(
             Finding(

@@ -81,13 +81,6 @@ class CoupledCurvature(PrimalCurvature):
                 np.maximum(square, _quadratic(rows, pair), out=square)
         return np.repeat(np.sqrt(square), outputs)
 
-    @classmethod
-    def restore(cls, packed: FloatArray, p: int, condition: float) -> CoupledCurvature:
-        """Rebuild from `arrays`."""
-        lower = np.zeros((p, p))
-        lower[np.tril_indices(p)] = packed
-        return cls(lower, condition)
-
 
 class CoupledReference(CoupledCurvature):
     """The curvature of one column on its way, which solves too few right sides to be worth an inverse."""
@@ -110,9 +103,8 @@ class CoupledConjugate(ConjugateCurvature):
         """Diagonal of H without R, shape (p,)."""
         rows, outputs = self._rows, self._rows.outputs
         single, c = rows.of_one_output(), self._diagonal.reshape(-1, outputs)
-        total = c.sum(axis=1)
-        share = np.divide(c, total[:, None], out=np.zeros_like(c), where=total[:, None] > 0)
-        return np.concatenate([single.column_squares(c[:, m] * (1.0 - share[:, m])) for m in range(outputs)])
+        own = c * (1.0 - _shares(c))
+        return np.concatenate([single.column_squares(own[:, m]) for m in range(outputs)])
 
     def product(self, right: FloatArray) -> FloatArray:
         """``H right``, with a term on the null directions, shape (p, B)."""
@@ -165,8 +157,7 @@ class CoupledConjugate(ConjugateCurvature):
 def _blocks(diagonal: FloatArray, outputs: int) -> Iterator[tuple[int, int, FloatArray]]:
     """Weights of the rows in every block (a, b), b <= a, of H."""
     c = diagonal.reshape(-1, outputs)
-    total = c.sum(axis=1)
-    share = np.divide(c, total[:, None], out=np.zeros_like(c), where=total[:, None] > 0)
+    share = _shares(c)
     for a in range(outputs):
         for b in range(a):
             yield a, b, -c[:, a] * share[:, b]
@@ -176,3 +167,9 @@ def _blocks(diagonal: FloatArray, outputs: int) -> Iterator[tuple[int, int, Floa
 def _quadratic(rows: Rows, matrix: FloatArray) -> FloatArray:
     """``x_i' matrix x_i`` of every row, shape (n,)."""
     return np.asarray(rows.collect(steps.quadratic, matrix, out=np.empty(rows.n)))
+
+
+def _shares(c: FloatArray) -> FloatArray:
+    """Each output's share of its row's weight, 0 in a row without any, shape (n, M)."""
+    total = c.sum(axis=1, keepdims=True)
+    return np.divide(c, total, out=np.zeros_like(c), where=total > 0)

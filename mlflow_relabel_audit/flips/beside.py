@@ -106,11 +106,6 @@ def _laid(ticket: Ticket, laid: _Laid) -> None:
     SHELF.put((ticket.search, ticket.start), laid, laid.kept.nbytes)
 
 
-def _side_by_side(slots: IntArray, width: int, outputs: int) -> IntArray:
-    """Where the coefficients of some columns are among those of all."""
-    return np.asarray((np.arange(outputs)[:, None] * width + slots).ravel())
-
-
 def evaluate(
     block: RowBlock,
     own: OwnCells,
@@ -155,7 +150,7 @@ def _work_out(
 ) -> None:
     """Margins at ``theta``, response and reference of some columns, their image zero: there is nothing to move."""
     width, outputs = theta.shape[1] // weighing.likelihood.outputs, weighing.likelihood.outputs
-    columns, few = _side_by_side(slots, width, outputs), len(slots)
+    columns, few = weighing.columns(slots, width), len(slots)
     both = np.concatenate([theta[:, columns], u[:, columns]], axis=1)
     reference = own.reference.among(slots, width)
     for within, piece in block.pieces(block.piece_length(both.shape[1])):
@@ -189,7 +184,7 @@ def bend(
     placed = laid.placed if laid.moves == ticket.moves else np.full(width, UNKNOWN)
     missing = np.flatnonzero(placed == UNKNOWN)
     if missing.size:
-        columns, few = _side_by_side(missing, width, outputs), weighing.among(missing)
+        columns, few = weighing.columns(missing, width), weighing.among(missing)
         cells = own.relabelled.among(missing, width)
         for within, piece in block.pieces(block.piece_length(3 * len(columns))):
             lines = weighing.lines(within)

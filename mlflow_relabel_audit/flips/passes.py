@@ -125,6 +125,10 @@ class Weighing:
         """Of these columns."""
         return Weighing(self.likelihood, self.by_class[..., slots], self.balanced)
 
+    def columns(self, slots: IntArray, width: int) -> IntArray:
+        """Where the coefficients of some columns are among those of all ``width``, side by side."""
+        return np.asarray((np.arange(self.likelihood.outputs)[:, None] * width + slots).ravel())
+
     def lines(self, within: slice) -> slice:
         """The lines of some rows, one for every output."""
         return slice(within.start * self.likelihood.outputs, within.stop * self.likelihood.outputs)
@@ -312,7 +316,7 @@ def slope(
     first, second = np.zeros(len(slots)), np.zeros(len(slots))
     chosen = OwnCells(own.relabelled.among(slots, width), own.reference, own.kept)
     if own.kept is None:
-        columns = (np.arange(outputs)[:, None] * width + slots).ravel()
+        columns = weighing.columns(slots, width)
         theta, direction, slots = theta[:, columns], direction[:, columns], np.arange(len(slots))
     for cells, within, image, z in _images(block, chosen, theta, direction, weighing, reuse=True):
         image, z = image[:, slots], z[:, slots]

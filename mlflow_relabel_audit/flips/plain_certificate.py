@@ -19,6 +19,7 @@ from __future__ import annotations
 import numpy as np
 
 from mlflow_relabel_audit.flips.order import EstimateBlock
+from mlflow_relabel_audit.flips.proof import Near
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect
 from mlflow_relabel_audit.likelihood import FloatArray, IntArray
 
@@ -41,12 +42,10 @@ def plain_lower_bounds(block: EstimateBlock, effect: RelabelEffect, row_norms: F
         return out
     longest = max((len(order.change) for order in block.orders), default=0)
     reach = np.cumsum(-np.sort(-effect.reaches(row_norms))[: longest + 1]) * (1.0 + SLACK)
-    pulled = float(row_norms.max(initial=0.0)) * reach
-    inside = pulled < 1.0
-    rho = -np.log1p(-np.where(inside, pulled, 0.0))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        phi = np.where(rho > 0, -np.expm1(-rho) / rho, 1.0)
-        more = np.where(rho > 0, np.expm1(rho) / rho, 1.0) - 1.0
+    near = Near.of(reach, np.ones(len(reach)), np.full(len(reach), row_norms.max(initial=0.0)))
+    radius = near.radius
+    with np.errstate(invalid="ignore"):  # beyond reach, where the radius is inf
+        bent = (near.grown - 1.0) * radius
     norms = np.sqrt(np.maximum(np.einsum("ij,ij->j", block.targets, block.direction), 0.0)) * (1.0 + SLACK)
     for t, order in enumerate(block.orders):
         total = np.cumsum(order.influence) * (1.0 + SLACK)
@@ -54,8 +53,7 @@ def plain_lower_bounds(block: EstimateBlock, effect: RelabelEffect, row_norms: F
         if k < len(reach) and order.complete:  # further labels only pull the other way
             total = np.append(total, np.full(len(reach) - k, total[-1] if k else 0.0))
             k = len(total)
-        straight = total + more[:k] / phi[:k] * norms[t] * reach[:k]
-        moved = np.minimum(straight, norms[t] * reach[:k] / phi[:k])
-        safe = inside[:k] & (moved < abs(block.margin[t]) * (1.0 - SLACK))
+        moved = np.fmin(total + norms[t] * bent[:k], norms[t] * radius[:k])
+        safe = moved < abs(block.margin[t]) * (1.0 - SLACK)
         out[t] += k if safe.all() else int(np.argmin(safe))
     return out
