@@ -11,9 +11,10 @@ import dataclasses
 
 import numpy as np
 
+from mlflow_relabel_audit.flips.flip_set import VERIFIED, FlipSet
 from mlflow_relabel_audit.flips.order import EstimateBlock, InfluenceOrder
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect, Relabelling
-from mlflow_relabel_audit.flips.search import VERIFIED, FlipSet, VerifiedSearch
+from mlflow_relabel_audit.flips.search import VerifiedSearch
 from mlflow_relabel_audit.problem import FloatArray, IntArray
 
 SOLVE_TOLERANCE = 1e-3

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mlflow_relabel_audit.flips import passes
-from mlflow_relabel_audit.flips.passes import Kept, OwnCells, Ticket, Weighing
+from mlflow_relabel_audit.flips.refit_rows import Kept, RefitRows, Ticket
 from mlflow_relabel_audit.problem import FloatArray, IntArray
 from mlflow_relabel_audit.rows import RowBlock
 from mlflow_relabel_audit.rows.shelf import SHELF
@@ -107,22 +107,12 @@ def _laid(ticket: Ticket, laid: _Laid) -> None:
 
 
 def evaluate(
-    block: RowBlock,
-    own: OwnCells,
-    y: FloatArray,
-    base: FloatArray,
-    weight: FloatArray,
-    fitted: FloatArray,
-    squares: FloatArray,
-    theta: FloatArray,
-    step: FloatArray | None,
-    u: FloatArray,
-    weighing: Weighing,
+    block: RowBlock, rows: RefitRows, theta: FloatArray, step: FloatArray | None, u: FloatArray
 ) -> tuple[FloatArray, ...]:
     """See `passes.evaluate`."""
-    ticket, outputs = own.ticket, weighing.likelihood.outputs
+    ticket = rows.ticket
     assert ticket is not None
-    laid = _taken(block, ticket, outputs)
+    laid = _taken(block, ticket, rows.outputs)
     before = ticket.moves if step is None else ticket.moves - 1
     if laid.moves == ticket.moves:
         step = None  # moved already, by a run of this very pass
@@ -130,91 +120,59 @@ def evaluate(
         laid = dataclasses.replace(laid, known=np.full(len(ticket.marks), UNKNOWN))
     missing = np.flatnonzero(laid.known == UNKNOWN)
     if missing.size:
-        _work_out(block, own, laid.kept, missing, theta, u, fitted, weighing)
-    found = passes.evaluate(
-        block, _with(own, laid.kept), y, base, weight, fitted, squares, theta, step, u, weighing
-    )  # fmt: skip
+        _work_out(block, rows, laid.kept, missing, theta, u)
+    found = passes.evaluate(block, rows.with_kept(laid.kept), theta, step, u)
     _laid(ticket, _Laid(laid.kept, ticket.marks, ticket.marks, ticket.moves, UNKNOWN))
     return found
 
 
-def _work_out(
-    block: RowBlock,
-    own: OwnCells,
-    kept: Kept,
-    slots: IntArray,
-    theta: FloatArray,
-    u: FloatArray,
-    fitted: FloatArray,
-    weighing: Weighing,
-) -> None:
+def _work_out(block: RowBlock, rows: RefitRows, kept: Kept, slots: IntArray, theta: FloatArray, u: FloatArray) -> None:
     """Margins at ``theta``, response and reference of some columns, their image zero: there is nothing to move."""
-    width, outputs = theta.shape[1] // weighing.likelihood.outputs, weighing.likelihood.outputs
-    columns, few = weighing.columns(slots, width), len(slots)
+    columns, few = rows.weighing.columns(slots, theta.shape[1] // rows.outputs), len(slots)
     both = np.concatenate([theta[:, columns], u[:, columns]], axis=1)
-    reference = own.reference.among(slots, width)
-    for within, piece in block.pieces(block.piece_length(both.shape[1])):
-        lines = weighing.lines(within)
+    for lines, piece, part in rows.among(slots, theta.shape[1] // rows.outputs).pieces(block, both.shape[1]):
         product = piece.margins(both)
         kept.z[lines, slots] = product[:, : len(columns)].reshape(-1, few)
         response = product[:, len(columns) :].reshape(-1, few)
         # an upper bound where it is kept in float32, which may round down
-        kept.response[lines, slots] = response if outputs > 1 else np.abs(response) * (1.0 + 2.0**-22)
-        kept.reference[lines, slots] = passes.references(
-            fitted[within].ravel(), reference.part(lines.start, lines.stop), few
-        )
+        kept.response[lines, slots] = response if rows.outputs > 1 else np.abs(response) * (1.0 + 2.0**-22)
+        kept.reference[lines, slots] = part.references(few)
     kept.image[:, slots] = 0.0
 
 
-def bend(
-    block: RowBlock,
-    own: OwnCells,
-    y: FloatArray,
-    base: FloatArray,
-    weight: FloatArray,
-    theta: FloatArray,
-    direction: FloatArray,
-    weighing: Weighing,
-) -> tuple[FloatArray, FloatArray]:
+def bend(block: RowBlock, rows: RefitRows, theta: FloatArray, direction: FloatArray) -> tuple[FloatArray, FloatArray]:
     """See `passes.bend`."""
-    ticket, outputs = own.ticket, weighing.likelihood.outputs
+    ticket = rows.ticket
     assert ticket is not None
-    laid = _taken(block, ticket, outputs)
+    laid = _taken(block, ticket, rows.outputs)
     width = len(ticket.marks)
     placed = laid.placed if laid.moves == ticket.moves else np.full(width, UNKNOWN)
     missing = np.flatnonzero(placed == UNKNOWN)
     if missing.size:
-        columns, few = weighing.columns(missing, width), weighing.among(missing)
-        cells = own.relabelled.among(missing, width)
-        for within, piece in block.pieces(block.piece_length(3 * len(columns))):
-            lines = weighing.lines(within)
+        columns = rows.weighing.columns(missing, width)
+        for lines, piece, part in rows.among(missing, width).pieces(block, 3 * len(columns)):
             z = piece.margins(theta[:, columns]).reshape(-1, len(missing))
             curvature = np.empty(z.shape)
-            here = cells.part(within.start, within.stop)
-            passes.residual(z, y[within], base[within], weight[within].ravel(), few, here, curvature)
+            part.residual(z, curvature)
             laid.kept.z[lines, missing], laid.kept.curvature[lines, missing] = z, curvature
-    found = passes.bend(block, _with(own, laid.kept), y, base, weight, theta, direction, weighing)
+    found = passes.bend(block, rows.with_kept(laid.kept), theta, direction)
     known = np.where(placed == UNKNOWN, UNKNOWN, laid.known)
     _laid(ticket, _Laid(laid.kept, ticket.marks, known, ticket.moves, ticket.moves))
     return found
 
 
-def slope(block: RowBlock, own: OwnCells, *given: Any) -> tuple[FloatArray, FloatArray]:
+def slope(block: RowBlock, rows: RefitRows, *given: Any) -> tuple[FloatArray, FloatArray]:
     """See `passes.slope`."""
-    ticket = own.ticket
+    ticket = rows.ticket
     assert ticket is not None
     laid = SHELF.take((ticket.search, ticket.start))
     if laid is None:
-        return passes.slope(block, own, *given)
+        return passes.slope(block, rows, *given)
     now = laid.moves == laid.imaged == ticket.moves and np.array_equal(laid.placed, ticket.marks)
-    found = passes.slope(block, _with(own, laid.kept) if now else own, *given)
+    found = passes.slope(block, rows.with_kept(laid.kept) if now else rows, *given)
     _laid(ticket, laid)
     return found
 
 
-def _with(own: OwnCells, kept: Kept) -> OwnCells:
-    return dataclasses.replace(own, kept=kept)
-
-
-KEEPING: dict[Any, Any] = {passes.evaluate: evaluate, passes.bend: bend, passes.slope: slope}
+KEEPING: dict[passes.Pass, passes.Pass] = {passes.evaluate: evaluate, passes.bend: bend, passes.slope: slope}
 """The passes that leave something on the shelf, by those they stand for."""

@@ -16,9 +16,10 @@ import numpy as np
 
 from mlflow_relabel_audit.flips.adaptive import shrink
 from mlflow_relabel_audit.flips.exact import converged
+from mlflow_relabel_audit.flips.flip_set import UNVERIFIED, VERIFIED, FlipSet
 from mlflow_relabel_audit.flips.order import EstimateBlock
 from mlflow_relabel_audit.flips.relabelling import Relabelling
-from mlflow_relabel_audit.flips.search import UNVERIFIED, VERIFIED, FlipSet, VerifiedSearch
+from mlflow_relabel_audit.flips.search import VerifiedSearch
 from mlflow_relabel_audit.likelihood import FloatArray, IntArray
 
 

@@ -22,12 +22,12 @@ from mlflow_relabel_audit.curvature import Curvature, StationaryPoint
 from mlflow_relabel_audit.curvature.sparse import FEW
 from mlflow_relabel_audit.flips import passes
 from mlflow_relabel_audit.flips.beside import KEEPING, Moment
-from mlflow_relabel_audit.flips.passes import Cells, Kept, OwnCells, Weighing, keeps
 from mlflow_relabel_audit.flips.proof import Near, interval
 from mlflow_relabel_audit.flips.reference import EXACT_NORMS, LEAST_KAPPA, SPECTRAL_LEVELS, largest_norm, spectral_bound
+from mlflow_relabel_audit.flips.refit_rows import Cells, Kept, OwnCells, RefitRows, Weighing, keeps
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect, Relabelling
 from mlflow_relabel_audit.problem import FloatArray, IntArray, Problem
-from mlflow_relabel_audit.rows import Join, Rows, Step
+from mlflow_relabel_audit.rows import Join, Rows
 
 LONG_STEP = 0.5
 """A move of some margin beyond which the line search looks again at where its Newton step leads."""
@@ -50,7 +50,7 @@ class RefitBlock:
     width : int
         the number of columns refitted at once; see `load`.
     keep : bool, optional
-        whether what belongs to each row and column stays in memory between passes (`passes.Kept`); by default
+        whether what belongs to each row and column stays in memory between passes (`refit_rows.Kept`); by default
         where it is small and the rows are in this process.
     beside : bool
         whether the processes that hold the rows keep it there; where they do not, passes compute it anew.
@@ -274,14 +274,16 @@ class RefitBlock:
         kept = None if self._kept is None else self._kept.part(first, last)
         return (OwnCells(sets.part(start, stop), references.part(first, last), kept, self._moment.ticket(start)),)
 
-    def _pass(self, step: Step, *arguments: Any, join: Join, vectors: tuple[FloatArray, ...] = ()) -> tuple[Any, ...]:
+    def _pass(self, work: passes.Pass, *arguments: Any, join: Join) -> tuple[Any, ...]:
         """One pass over the rows, which weigh and are labelled as each column has them."""
-        by_row = (self.point.weight, *vectors)
+        by_line: tuple[FloatArray, ...] = (self.point.weight, self.point.diagonal, self._square_row_norms)
         if self.rows.outputs > 1:  # vectors themselves, not views of them, stay with the workers between passes
-            by_row = tuple(part.reshape(self.rows.n, -1) for part in by_row)
-        along = (self.rows.y, self.rows.base_weight, *by_row)
-        step = KEEPING[step] if self._moment.live else step
-        found = self.rows.reduce(step, *arguments, self._weighing(), join=join, along=along, each=self._cells_in)
+            by_line = tuple(part.reshape(self.rows.n, -1) for part in by_line)
+        work = KEEPING[work] if self._moment.live else work
+        found = self.rows.reduce(
+            passes.over, work, self._weighing(), *arguments,
+            join=join, along=(self.rows.y, self.rows.base_weight, *by_line), each=self._cells_in,
+        )  # fmt: skip
         assert found is not None
         return found
 
@@ -289,14 +291,14 @@ class RefitBlock:
         """Curvature weights of one column where it stands, shape (n M,)."""
         if self._kept is not None:
             return self._kept.curvature[:, slot]
-        rows, weighing = self.rows, self._weighing()
-        only = weighing.among(np.array([slot]))
-        out = np.empty((rows.n * rows.outputs, 1))
-        relabelled = self.relabelled[slot]
+        rows, relabelled = self.rows, self.relabelled[slot]
         cells = Cells.of([relabelled.index], [relabelled.label.astype(np.float64)])
-        passes.residual(
-            rows.margins(self.theta[:, [slot]]), rows.y, rows.base_weight, self.point.weight, only, cells, out
-        )
+        only = RefitRows(
+            rows.y, rows.base_weight, self.point.weight, self.point.diagonal, self._square_row_norms,
+            self._weighing().among(np.array([slot])), cells, Cells.of([]), None,
+        )  # fmt: skip
+        out = np.empty((rows.n * rows.outputs, 1))
+        only.residual(rows.margins(self.theta[:, [slot]]), out)
         self.products += 1
         return out[:, 0]
 
@@ -305,9 +307,8 @@ class RefitBlock:
         wide = self.rows.side_by_side
         self._moment.moves += step is not None
         gradient, q, c, short, least = self._pass(
-            passes.evaluate, wide(self.theta), step, wide(self.u),
-            join=passes.EVALUATED, vectors=(self.point.diagonal, self._square_row_norms),
-        )  # fmt: skip
+            passes.evaluate, wide(self.theta), step, wide(self.u), join=passes.EVALUATED
+        )
         gradient = self.rows.stacked(gradient) + self.problem.penalty[:, None] * self.theta
         changed = np.arange(self.width) if slots is None else slots
         with np.errstate(invalid="ignore"):  # 0 times inf: nothing is known by leverages

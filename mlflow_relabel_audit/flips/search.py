@@ -10,20 +10,20 @@ The search ends where the bracket closes: k flips, k - 1 does not, both proved (
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from mlflow_relabel_audit.curvature import StationaryPoint
 from mlflow_relabel_audit.errors import SingularHessianError
+from mlflow_relabel_audit.flips.bracket import Bracket
+from mlflow_relabel_audit.flips.flip_set import NOT_FLIPPABLE, UNVERIFIED, VERIFIED, FlipSet
 from mlflow_relabel_audit.flips.order import EstimateBlock, InfluenceOrder, decided_heads, longer_order, response_error
-from mlflow_relabel_audit.flips.passes import columns_beside, keeps
 from mlflow_relabel_audit.flips.refit import CONVERGED, RefitBlock
+from mlflow_relabel_audit.flips.refit_rows import columns_beside, keeps
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect, Relabelling
 from mlflow_relabel_audit.problem import FloatArray, IntArray, Problem
 from mlflow_relabel_audit.rows import Rows
-
-VERIFIED, UNVERIFIED, NOT_FLIPPABLE = "verified", "unverified", "not_flippable"
 
 STATE_BYTES = 2**24
 MAX_WIDTH = 128
@@ -33,137 +33,8 @@ MAX_REFRESHES = 20
 REFERENCE_ENTRIES = 60_000
 WIDENING = 8
 """How many times more rows every next reference of a column follows."""
-FARTHEST = 3
-"""A secant may reach at most to about this many times the present k."""
 FREE_AIMS = 6
 """How often an unproved column may change its k before it has to settle the one it is at."""
-
-
-@dataclass(frozen=True)
-class FlipSet:
-    """The outcome of the search for one prediction.
-
-    Attributes
-    ----------
-    change : Relabelling
-        the training rows to relabel, most influential first, and their new labels; empty where nothing was verified.
-    influence : ndarray of shape (k,)
-        first-order move of the margin toward the flip by each, at the fitted point.
-    status : str
-        ``"verified"``: the refit at k flips the prediction and at k - 1 does not, both proved;
-        ``"not_flippable"``: relabelling every row that pulls toward the flip is proved not to flip it;
-        ``"unverified"``: not proved within the iterations allowed.
-    margin_after : float
-        margin of the prediction after the refit at k, NaN where there is none.
-    theta : ndarray of shape (p,) or None
-        coefficients near the refit at k, where they were asked for.
-    """
-
-    change: Relabelling
-    influence: FloatArray
-    status: str
-    margin_after: float
-    theta: FloatArray | None = field(default=None, repr=False)
-
-    @property
-    def index(self) -> IntArray:
-        """The training rows, shape (k,)."""
-        return self.change.index
-
-    @property
-    def k(self) -> int:
-        """Size of the set, 0 where there is none."""
-        return len(self.change)
-
-    @classmethod
-    def empty(cls, status: str) -> FlipSet:
-        """No set."""
-        return cls(Relabelling.none(), np.zeros(0), status, np.nan)
-
-
-class _Column:
-    """One prediction on its way: its order, its bracket, the k it is at."""
-
-    def __init__(
-        self, t: int, order: InfluenceOrder, margin: float, toward: float, upper: int | None, patience: int,
-        of_block: bool,
-    ) -> None:  # fmt: skip
-        self.of_block = of_block
-        self.t, self.toward, self.distance = t, toward, abs(margin)
-        self.low, self.high, self.k = 0, upper, 0
-        self.low_left, self.looks = self.distance, 0
-        self.descents = self.aims = self.refreshes = 0
-        self.patience = patience
-        self.abandoned = False
-        self.cap: int | None = None
-        self.margin_after = np.nan
-        self.theta: FloatArray | None = None
-        self.take(order)
-
-    def take(self, order: InfluenceOrder) -> None:
-        self.order = order
-        self.total = np.cumsum(order.influence)
-
-    @property
-    def reach(self) -> int:
-        """The largest k there is."""
-        reach = len(self.order.change)
-        if self.high is not None:
-            reach = self.high - 1 if self.grows else min(self.high - 1, reach)
-        return reach if self.cap is None else min(reach, self.cap)
-
-    @property
-    def grows(self) -> bool:
-        """Whether there is more of the order to be had."""
-        return self.of_block and not self.order.complete
-
-    def aim(self, margin: float) -> int:
-        """The k at which the refitted margin would cross zero: linear in the cumulative influence.
-
-        Between the present k and the bracket's other end where there is one, else beyond the present k by the
-        slope since the lower end. Every third step inside a bracket halves it.
-        """
-        left, here = -self.toward * margin, self._spent(self.k)
-        if left < 0:
-            anchor, there = self.low_left, self._spent(self.low)
-        elif self.high is not None and np.isfinite(self.margin_after):
-            anchor, there = -self.toward * self.margin_after, self._spent(self.high)
-        else:
-            anchor, there = self.low_left, self._spent(self.low)
-            if self.k == self.low:
-                anchor, there = self.distance, 0.0
-        slope = (anchor - left) / (here - there) if here != there else 1.0
-        goal = here + left / float(np.clip(slope, 0.02, 20.0))
-        k = int(np.searchsorted(self.total, goal, side="right")) + 1
-        if self.k:
-            k = min(k, FARTHEST * self.k + FARTHEST)
-        if self.high is not None:
-            self.looks += 1
-            if self.looks % 3 == 0:
-                k = (self.low + self.high + 1) // 2
-        return k
-
-    def _spent(self, k: int) -> float:
-        return float(self.total[k - 1]) if k else 0.0
-
-    def settle(self, margin: float, theta: FloatArray) -> None:
-        """Record a proved sign at the present k."""
-        if self.toward * margin > 0:
-            self.high, self.margin_after, self.theta = self.k, float(margin), theta
-        else:
-            self.low, self.low_left = self.k, abs(float(margin))
-        self.aims = 0
-
-    @property
-    def closed(self) -> bool:
-        return self.high is not None and self.high == self.low + 1
-
-    def outcome(self, status: str, keep_theta: bool) -> FlipSet:
-        k = self.high if status == VERIFIED and self.high is not None else 0
-        theta = self.theta if keep_theta and k else None
-        return FlipSet(
-            self.order.change.first(k), self.order.influence[:k], status, self.margin_after if k else np.nan, theta
-        )
 
 
 @dataclass(frozen=True)
@@ -273,7 +144,7 @@ class VerifiedSearch:
             results[t] = FlipSet.empty(NOT_FLIPPABLE)
             pending.remove(t)
         pending.reverse()
-        columns: list[_Column | None] = [None] * width
+        columns: list[Bracket | None] = [None] * width
 
         bounded = upper is not None
 
@@ -319,7 +190,7 @@ class VerifiedSearch:
     def _fill(
         self,
         state: RefitBlock,
-        columns: list[_Column | None],
+        columns: list[Bracket | None],
         pending: list[int],
         block: EstimateBlock,
         orders: list[InfluenceOrder],
@@ -336,7 +207,7 @@ class VerifiedSearch:
         if orders is block.orders:
             heads = decided_heads(self.rows, self.effect, block, asked, self._reach)
         for place, (slot, t) in enumerate(zip(free, asked, strict=True)):
-            column = _Column(
+            column = Bracket(
                 int(t),
                 heads[place],
                 block.margin[t],
@@ -360,7 +231,7 @@ class VerifiedSearch:
             state.relabel(np.asarray(fresh), sets)
         return np.asarray(fresh, dtype=np.intp)
 
-    def _goto(self, column: _Column, k: int, block: EstimateBlock) -> None:
+    def _goto(self, column: Bracket, k: int, block: EstimateBlock) -> None:
         """Move a column to k, inside its bracket, growing its order where k outruns it."""
         t, toward = column.t, float(block.toward[column.t])
         while column.grows and len(column.order.change) < (k if column.high is None else min(k, column.high - 1)):
@@ -372,7 +243,7 @@ class VerifiedSearch:
     def _settle(
         self,
         state: RefitBlock,
-        columns: list[_Column | None],
+        columns: list[Bracket | None],
         slots: IntArray,
         block: EstimateBlock,
         bounded: bool,
@@ -412,7 +283,7 @@ class VerifiedSearch:
             state.condition(np.asarray(unsure, dtype=np.intp))
             slots = np.asarray(sorted(moved + unsure), dtype=np.intp)
 
-    def _refresh(self, state: RefitBlock, slot: int, column: _Column) -> None:
+    def _refresh(self, state: RefitBlock, slot: int, column: Bracket) -> None:
         """Give a slow column its own reference Hessian; where it has none, try a smaller set from the start."""
         column.patience = column.descents + self._patience
         column.refreshes += 1
@@ -432,12 +303,12 @@ class VerifiedSearch:
             state.condition(np.array([slot]))
 
     @staticmethod
-    def _set(column: _Column | None) -> Relabelling:
+    def _set(column: Bracket | None) -> Relabelling:
         assert column is not None
         return column.order.change.first(column.k)
 
     @staticmethod
-    def _status(column: _Column, bounded: bool) -> str | None:
+    def _status(column: Bracket, bounded: bool) -> str | None:
         """The final status of a column, None while it runs."""
         if column.closed:
             return VERIFIED if np.isfinite(column.margin_after) else UNVERIFIED

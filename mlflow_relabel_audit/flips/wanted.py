@@ -15,10 +15,12 @@ import numpy as np
 from mlflow_relabel_audit.curvature import StationaryPoint
 from mlflow_relabel_audit.errors import SingularHessianError
 from mlflow_relabel_audit.flips.asked import Asked
+from mlflow_relabel_audit.flips.bracket import FARTHEST
 from mlflow_relabel_audit.flips.exact import converged
+from mlflow_relabel_audit.flips.flip_set import NOT_FLIPPABLE, UNVERIFIED, VERIFIED, FlipSet
 from mlflow_relabel_audit.flips.order import EstimateBlock, InfluenceOrder, decided_heads, longer_order, order_block
 from mlflow_relabel_audit.flips.plain_certificate import plain_lower_bounds
-from mlflow_relabel_audit.flips.search import FARTHEST, NOT_FLIPPABLE, UNVERIFIED, VERIFIED, FlipSet, VerifiedSearch
+from mlflow_relabel_audit.flips.search import VerifiedSearch
 from mlflow_relabel_audit.likelihood import FloatArray
 from mlflow_relabel_audit.problem import Problem
 from mlflow_relabel_audit.rows import Rows

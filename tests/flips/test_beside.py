@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mlflow_relabel_audit.flips import beside, passes
-from mlflow_relabel_audit.flips.passes import Cells, OwnCells, Weighing
+from mlflow_relabel_audit.flips.refit_rows import Cells, RefitRows, Weighing
 from mlflow_relabel_audit.rows import shelf
 from mlflow_relabel_audit.rows.shelf import Shelf
 from tests.flips.fitting import fitted
@@ -36,35 +36,35 @@ def test_what_is_kept_changes_nothing(fate: str, monkeypatch: pytest.MonkeyPatch
     ]
     references = Cells.of(own_rows, [RNG.random(len(part)) for part in own_rows])
     sets = dataclasses.replace(sets, value=1.0 - rows.y[sets.row])
-    along = (rows.y, rows.base_weight, point.weight)
-    more = (point.diagonal, model.point.curvature.row_norms(rows) ** 2)
+    squares = model.point.curvature.row_norms(rows) ** 2
     weighing = Weighing(model.problem.likelihood, np.ones((2, 1, WIDTH)), False)
 
-    def own() -> OwnCells:
-        return OwnCells(sets, references, None, moment.ticket(0))
+    def seen() -> RefitRows:
+        vectors = (rows.y, rows.base_weight, point.weight, point.diagonal, squares)
+        return RefitRows(*vectors, weighing, sets, references, None, moment.ticket(0))
 
     def compare(name: str, *given: Any) -> None:
         if fate == "lost" and RNG.random() < 0.5:
             held.take((moment._search, 0))
-        kept = getattr(beside, name)(block, own(), *given)
+        kept = getattr(beside, name)(block, seen(), *given)
         if fate == "repeated":
-            kept = getattr(beside, name)(block, own(), *given)
-        for one, two in zip(kept, getattr(passes, name)(block, own(), *given), strict=True):
+            kept = getattr(beside, name)(block, seen(), *given)
+        for one, two in zip(kept, getattr(passes, name)(block, seen(), *given), strict=True):
             assert one == pytest.approx(two, rel=1e-5, abs=1e-9)
 
-    compare("evaluate", *along, *more, theta, None, u, weighing)
+    compare("evaluate", theta, None, u)
     for turn in range(6):
         if turn in (1, 3):  # another prediction in some columns
             slots = np.array([0, 3])
             moment.change(slots)
             theta[:, slots], u[:, slots] = point.theta[:, None], 0.1 * RNG.standard_normal((rows.p, 2))
         direction, step = RNG.standard_normal(theta.shape), RNG.random(WIDTH)
-        compare("bend", *along, theta, direction, weighing)
+        compare("bend", theta, direction)
         slots = np.array([1, 4])
-        compare("slope", *along, theta, direction, step[slots], slots, weighing)
+        compare("slope", theta, direction, step[slots], slots)
         theta = theta + step * direction
         moment.moves += 1
-        compare("evaluate", *along, *more, theta, step, u, weighing)
+        compare("evaluate", theta, step, u)
     assert bool(held._held) == (fate != "forgotten")
 
 
