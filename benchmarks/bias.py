@@ -1,9 +1,10 @@
 """The bias audit on injected bias, on real groups, and on clean data, where it must keep silent.
 
-    python -m benchmarks.bias --data DIR [--quick] [--seeds 200] [--verify]
+    python -m benchmarks.bias --data DIR [--quick] [--seeds 200] [--nulls SET ...] [--verify]
 
 DIR holds ``loan_{train,test}.parquet`` and ``adult_{train,test}.parquet``; a set whose files are missing is
-skipped and named. Writes ``benchmarks/out/bias.json`` and ``bias.md``.
+skipped and named. Writes ``benchmarks/out/bias.json`` and ``bias.md``; each seed of a null is a line of
+``benchmarks/out/bias/NULL.jsonl`` and is not drawn again, so that a long run can be stopped.
 
 * Separation (Yang, Xu and Yu 2024): a random tag X for 40 % of the rows, Y for the others; 90 % of the
   training rows of tag X with label 0 are relabelled 1. The share of the relabelled rows in the flip sets of
@@ -148,12 +149,17 @@ def separation(folder: Path, case: Injection, seed: int, verify: bool) -> dict[s
     }
 
 
-def null(folder: Path, name: str, attribute: str, feature: bool, seeds: int, rows: int) -> dict[str, Any]:
-    """Draw training and evaluation rows anew for every seed, relabel nothing, count what is raised."""
+def null(folder: Path, name: str, attribute: str, feature: bool, seeds: int, rows: int, kept: Path) -> dict[str, Any]:
+    """Draw training and evaluation rows anew for every seed, relabel nothing, count what is raised.
+
+    Each seed is a line of a file in ``kept`` and is not drawn again, so that a long run can be stopped.
+    """
     both = [pd.read_parquet(folder / f"{name}_{part}.parquet") for part in ("train", "test")]
     pooled = pd.concat(both, ignore_index=True)
-    records = []
-    for seed in range(seeds):
+    lines = kept / f"null-{name}-{attribute}-{'seen' if feature else 'hidden'}-{rows}.jsonl"
+    kept.mkdir(parents=True, exist_ok=True)
+    records = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()] if lines.exists() else []
+    for seed in range(len(records), seeds):
         rng = np.random.default_rng(seed)
         drawn = rng.choice(len(pooled), rows + rows // 4, replace=False)
         frames = [pooled.iloc[drawn[:rows]], pooled.iloc[drawn[rows:]]]
@@ -169,7 +175,9 @@ def null(folder: Path, name: str, attribute: str, feature: bool, seeds: int, row
                 "lift": bool((found.groups["p_adjusted"] < 0.05).any()),
             }
         )
-    frame = pd.DataFrame(records)
+        with lines.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(records[-1]) + "\n")
+    frame = pd.DataFrame(records[:seeds])
     return {
         "data": name,
         "attribute": attribute,
@@ -221,6 +229,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="one seed of each injection, 20 of each null")
     parser.add_argument("--seeds", type=int, default=200, help="of each null")
     parser.add_argument("--rows", type=int, default=4000, help="training rows of each null")
+    parser.add_argument("--nulls", nargs="+", metavar="SET", help="only the nulls of these sets, no injections")
     parser.add_argument("--verify", action="store_true", help="verified flip sets for the injections: slower")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "out")
     options = parser.parse_args(arguments)
@@ -236,13 +245,16 @@ def main(arguments: list[str] | None = None) -> int:
     for name in sorted(set(WORDS) - there):
         print(f"{name}: not in {options.data}, skipped")
     separations, nulls = [], []
-    for case in INJECTIONS:
+    if options.nulls:
+        there &= set(options.nulls)
+    for case in () if options.nulls else INJECTIONS:
         for seed in range(repeats if case.data in there else 0):
             separations.append(separation(options.data, case, seed, options.verify))
             print(json.dumps(separations[-1]), flush=True)
     for name, attribute, feature in NULLS:
         if name in there:
-            nulls.append(null(options.data, name, attribute, feature, seeds, options.rows))
+            kept = options.output / "bias"
+            nulls.append(null(options.data, name, attribute, feature, seeds, options.rows, kept))
             print(json.dumps(nulls[-1]), flush=True)
     text = summarise(separations, nulls)
     print(text)
