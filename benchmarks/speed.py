@@ -86,7 +86,7 @@ def measure(data: Set, tests: int, quick: bool) -> dict[str, Any]:
     auditor = Auditor(data.fit(), data.X, data.y, threshold=data.threshold)
     fitted, rows = auditor.fitted, auditor.rows
     evaluation = auditor.evaluation_rows(X_test)
-    width = min(block_width(rows), tests)
+    width = min(block_width(rows, fitted.point.curvature.order), tests)
 
     def estimates() -> list[Any]:
         return list(estimate(rows, fitted.point, fitted.effect, evaluation, fitted.problem))

@@ -167,7 +167,7 @@ def test_rows_read_in_parts_give_the_same(logged, name):
 
 def test_an_interrupted_audit_goes_on(logged, tmp_path, monkeypatch):
     _, run_id, folder = logged
-    monkeypatch.setattr(order, "block_width", lambda rows: 4)
+    monkeypatch.setattr(order, "block_width", lambda *_: 4)
 
     def stop(done, total, stage):
         if done > 8:

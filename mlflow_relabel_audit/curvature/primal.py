@@ -64,12 +64,12 @@ class PrimalCurvature:
     ) -> PrimalCurvature:
         """Factor H with the weights at ``index`` moved by ``change``: where they are few, only they are touched."""
         if 2 * len(index) > rows.n:
-            return PrimalCurvature.factor(rows, diagonal, penalty)
+            return PrimalReference.factor(rows, diagonal, penalty)
         hessian = self.lower @ self.lower.T
         for sign in (1.0, -1.0):  # symmetric products of what is added and of what is taken away
             moved = np.flatnonzero(sign * change > 0)
             hessian += sign * rows.part_gram(index[moved], np.abs(change[moved]))
-        return PrimalCurvature(*cholesky_factor(hessian))
+        return PrimalReference(*cholesky_factor(hessian))
 
     def row_norms(self, rows: Rows) -> FloatArray:
         """``||x_i||_{H^-1}`` of every row, shape (n,)."""
@@ -90,6 +90,14 @@ class PrimalCurvature:
         lower = np.zeros((p, p))
         lower[np.tril_indices(p)] = packed
         return cls(lower, condition)
+
+
+class PrimalReference(PrimalCurvature):
+    """The curvature of one column on its way, which solves too few right sides to be worth an inverse."""
+
+    def solve(self, right: FloatArray) -> FloatArray:
+        """``H^-1 right``, shape (p,) or (p, B)."""
+        return self._substituted(right.reshape(self.p, -1)).reshape(right.shape)
 
 
 def _triangular_form(block: RowBlock, out: FloatArray, lower: FloatArray) -> None:

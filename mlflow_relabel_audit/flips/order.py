@@ -15,6 +15,7 @@ import numpy as np
 
 from mlflow_relabel_audit.curvature import StationaryPoint
 from mlflow_relabel_audit.errors import RequestError
+from mlflow_relabel_audit.flips import budget
 from mlflow_relabel_audit.flips.asked import Asked, ask
 from mlflow_relabel_audit.flips.heads import TINY, Apart, Held, Influences, floors, ordered, responses
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect, Relabelling
@@ -22,8 +23,7 @@ from mlflow_relabel_audit.likelihood import FloatArray, IntArray, sigmoid
 from mlflow_relabel_audit.problem import Problem
 from mlflow_relabel_audit.rows import RowBlock, Rows
 
-BUFFER_BYTES = 2**27
-MAX_BLOCK, MIN_BLOCK = 256, 64
+MAX_BLOCK = 256
 APART_BLOCK, APART_BYTES = 128, 2**17
 """Predictions in a pass over rows elsewhere, and what a block holds of each meanwhile."""
 FIRST_HEAD = 32
@@ -136,18 +136,19 @@ def directions_of(rows: Rows) -> int:
     return rows.outputs * (rows.outputs - 1) if rows.outputs > 1 else 1
 
 
-def block_width(rows: Rows) -> int:
+def block_width(rows: Rows, factor: int = 0) -> int:
     """How many predictions share one pass.
 
-    Over one array in this process their influences take half of the rows' memory, 16 to 128 MiB; over rows elsewhere
-    no influence is kept, and under a memory limit a block's own take a quarter of what is left beside the rows.
+    Over one array in this process their influences take a share of it and of a factor of that order (`budget`); over
+    rows elsewhere no influence is kept, and under a memory limit a block's own take a quarter of what is left beside
+    the rows.
     """
     if not rows.held:
         room = rows.store.room
         width = APART_BLOCK if room is None else int(np.clip(room // (4 * APART_BYTES), 8, APART_BLOCK))
         return max(width // directions_of(rows), 1)
-    most = min(BUFFER_BYTES, max(4 * rows.nnz, 4 * MIN_BLOCK * rows.n, BUFFER_BYTES // 8))
-    return int(np.clip(most // (4 * max(rows.n, 1) * directions_of(rows)), 1, MAX_BLOCK))
+    room = budget.beside(rows, budget.INFLUENCES, factor)
+    return int(np.clip(room // (4 * max(rows.n, 1) * directions_of(rows)), 1, MAX_BLOCK))
 
 
 def _narrowed(direction: FloatArray) -> FloatArray:
@@ -183,7 +184,7 @@ def responses_of(rows: Rows, block: EstimateBlock) -> Iterator[tuple[slice, Floa
     if block.response is not None:
         yield slice(0, len(block.orders)), block.response
         return
-    room = BUFFER_BYTES if rows.store.room is None else min(BUFFER_BYTES, rows.store.room // 4)
+    room = budget.beside(rows, budget.INFLUENCES)
     width = int(np.clip(room // (4 * max(rows.n * rows.outputs, 1)), 1, max(len(block.orders), 1)))
     buffer = np.empty((width * rows.outputs, rows.n), dtype=np.float32)
     for start in range(0, len(block.orders), width):
@@ -229,7 +230,7 @@ def estimate(
     want : int, optional
         code of the class to flip to; any other one than the predicted by default.
     """
-    width = min(width or block_width(rows), max(evaluation.n, 1))
+    width = min(width or block_width(rows, point.curvature.order), max(evaluation.n, 1))
     buffer = np.empty((width * directions_of(rows), rows.n), dtype=np.float32) if rows.held else None
     for start in range(first, evaluation.n, width):
         stop = min(start + width, evaluation.n)

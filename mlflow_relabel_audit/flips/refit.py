@@ -204,7 +204,7 @@ class RefitBlock:
     def keep(self, slots: IntArray) -> None:
         """Drop every column but ``slots``."""
         if self._kept is not None:
-            self._kept = self._kept.columns(slots)
+            self._kept.narrow(slots)
         self._moment.keep(slots)
         for name in ("targets", "u", "theta", "gradient", "_direction", "_conditioned", "_solved", "_previous"):
             setattr(self, name, np.ascontiguousarray(getattr(self, name)[:, slots]))

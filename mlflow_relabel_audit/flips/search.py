@@ -16,17 +16,17 @@ import numpy as np
 
 from mlflow_relabel_audit.curvature import StationaryPoint
 from mlflow_relabel_audit.errors import SingularHessianError
+from mlflow_relabel_audit.flips import budget
 from mlflow_relabel_audit.flips.bracket import Bracket
 from mlflow_relabel_audit.flips.flip_set import NOT_FLIPPABLE, UNVERIFIED, VERIFIED, FlipSet
 from mlflow_relabel_audit.flips.order import EstimateBlock, InfluenceOrder, decided_heads, longer_order, response_error
 from mlflow_relabel_audit.flips.refit import CONVERGED, RefitBlock
-from mlflow_relabel_audit.flips.refit_rows import columns_beside, keeps
+from mlflow_relabel_audit.flips.refit_rows import BYTES, columns_beside, keeps
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect, Relabelling
 from mlflow_relabel_audit.problem import FloatArray, IntArray, Problem
 from mlflow_relabel_audit.rows import Rows
 
-STATE_BYTES = 2**24
-MAX_WIDTH = 128
+MIN_WIDTH, MAX_WIDTH = 8, 128
 MIN_DESCENTS = 4
 MAX_DESCENTS = 60
 MAX_REFRESHES = 20
@@ -66,8 +66,7 @@ class VerifiedSearch:
     row_norms : ndarray of shape (n,)
         ``||x_i||_{H^-1}`` or upper bounds.
     width : int, optional
-        predictions refitted at once; by default 8 to 64, as many as keep the state near 16 MiB, and up to 128
-        where that is an eighth of the factor.
+        predictions refitted at once; by default 8 to 128, as many as the budget has room for.
     """
 
     def __init__(
@@ -83,13 +82,11 @@ class VerifiedSearch:
         self._row_norms = row_norms
         self._square_norms = rows.square_norms()
         self._reach = effect.rounding_reach(np.sqrt(self._square_norms))
-        # wide enough that a solve is worth reading a large factor for
-        factor = {"primal": rows.p, "dual": rows.n, "cg": 0}[point.curvature.kind]
-        cost = 24 * max(rows.n * rows.outputs, 1)
-        self.width = width or max(8, min(STATE_BYTES // cost, MAX_WIDTH // 2), min(factor**2 // cost, MAX_WIDTH))
+        room = budget.beside(rows, budget.REFITS, point.curvature.order)
+        self.width = width or int(np.clip(room // (BYTES * max(rows.n * rows.outputs, 1)), MIN_WIDTH, MAX_WIDTH))
         self.keeps = keeps(rows, self.width)
         fits = columns_beside(rows)
-        self.beside = not self.keeps and fits >= min(8, self.width)
+        self.beside = not self.keeps and fits >= min(MIN_WIDTH, self.width)
         if not self.keeps and width is None:  # every pass serves all columns
             self.width = min(MAX_WIDTH, fits) if self.beside else MAX_WIDTH
         self.products, self.settled, self.refreshed = 0.0, 0, 0

@@ -80,8 +80,9 @@ def part_gram(block: RowBlock, index: IntArray, diagonal: FloatArray) -> tuple[A
     """``X_S' diag(diagonal) X_S`` over the rows at ``index``, ones included, by a symmetric product."""
     out: Any = 0.0
     edge = np.zeros(block.p)  # of the column of ones, which is not copied beside dense rows
-    for start in range(0, len(index), 4096):  # a copy of so many rows at a time, not of them all
-        some = slice(start, start + 4096)
+    length = max(512, PICKED // block.p)  # a copy of so many rows at a time, not of them all
+    for start in range(0, len(index), length):
+        some = slice(start, start + length)
         root = np.sqrt(diagonal[some])
         if block.sparse:
             part = block.take(index[some]).multiply(root[:, None]).tocsr()
@@ -99,8 +100,9 @@ def part_gram(block: RowBlock, index: IntArray, diagonal: FloatArray) -> tuple[A
 def spread(block: Picked, index: IntArray, column: IntArray, amount: FloatArray, width: int) -> tuple[FloatArray]:
     """``sum of amount_j x_j`` over the rows at ``index``, gathered by ``column``, shape (p, width)."""
     out = np.zeros((block.p, width))
-    for start in range(0, len(index), 8192):
-        some = slice(start, start + 8192)
+    length = max(64, PICKED // block.p)
+    for start in range(0, len(index), length):
+        some = slice(start, start + length)
         size = len(index[some])
         across = sp.csr_matrix((amount[some], (column[some], np.arange(size))), shape=(width, size))
         moved = across @ block.take(index[some])

@@ -23,7 +23,7 @@ IDS = [f"case {i}" for i in range(40)]
 
 @pytest.fixture
 def auditor(monkeypatch: pytest.MonkeyPatch) -> Auditor:
-    monkeypatch.setattr(order, "block_width", lambda rows: 7)
+    monkeypatch.setattr(order, "block_width", lambda *_: 7)
     return Auditor(LogisticRegression().fit(X, Y), X, Y, row_ids=[f"row {i}" for i in range(200)])
 
 
