@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import uuid
 import weakref
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,23 +19,22 @@ import numpy as np
 import scipy.sparse as sp
 
 from mlflow_relabel_audit.errors import RelabelAuditError, RequestError, StoreError
+from mlflow_relabel_audit.rows.allocation import keep_freed_memory
 from mlflow_relabel_audit.rows.block import RowBlock, settled
 from mlflow_relabel_audit.rows.memory import as_features
 from mlflow_relabel_audit.rows.shelf import SHELF_BYTES
-from mlflow_relabel_audit.rows.store import Call, Fold, Join, Step, block_bounds
+from mlflow_relabel_audit.rows.store import Call, Fold, Join, Step, block_bounds, joined_nodes, runs
 
 PATIENCE = 30
 """Seconds to wait for a scheduler, and for its first worker."""
 PLACED = 12
 """Vectors beside the rows of which the workers keep their parts between passes."""
-PARTS = 4
-"""Parts a thread of the cluster, so that all have about as much to do; a part is one task of a pass."""
-FAN_IN = 8
-"""Partial results joined by one task; no more than so many are joined by this process."""
+PARTS = 2
+"""Parts a thread of the cluster; a part is one task of a pass, and a task takes the scheduler 2 ms."""
+FAN_IN = 16
+"""Parts whose results are joined by one task; those of no more than so many are joined by this process."""
 SENT_BYTES = 2**21
 """Coefficients that go out with every part's task, of all parts together; larger ones are a task of their own."""
-MALLOC = {"MALLOC_TRIM_THRESHOLD_": 2**28, "MALLOC_MMAP_THRESHOLD_": 2**25}
-"""Environment of workers started here: memory of arrays is taken again rather than returned after every step."""
 
 Transform = Callable[[Any], Any]
 
@@ -74,17 +74,13 @@ class ClusterStore:
         self._placed: OrderedDict[int, tuple[Any, int, list[Any]]] = OrderedDict()
         threads = sum(self.client.nthreads().values())
         self.beside = SHELF_BYTES * len(self.client.nthreads())
-        size = 1
-        while 2 * size * PARTS * threads <= len(self.bounds):
-            size *= 2  # sums are taken in a binary tree, whose nodes parts have to be
-        self._size = size
-        numbers = range(len(self.bounds))
-        self._runs = [numbers[first : first + size] for first in numbers[::size]]
+        self._runs = runs(len(self.bounds), PARTS * threads)
+        self._ends = [run.stop for run in self._runs]
         with _failing():
             self._parts = self._load(source, transform)
         self.nnz = n * sample.shape[1]
         if self.sparse:
-            self.nnz = int(sum(self.map(_stored, ((i, ()) for i in numbers), (), ())))
+            self.nnz = int(sum(self.map(_stored, ((i, ()) for i in range(len(self.bounds))), (), ())))
 
     def _load(self, source: Any, transform: Transform) -> list[Any]:
         submit = self.client.submit
@@ -118,24 +114,26 @@ class ClusterStore:
         futures = [future for _, future in level]
         with _failing(futures):
             while len(level) > FAN_IN:
-                groups: dict[int, list[tuple[int, Any]]] = {}
-                for number, future in level:
-                    groups.setdefault(number // FAN_IN, []).append((number, future))
-                level = [
-                    (first, self.client.submit(_folded, *zip(*group, strict=True), join, key=_key("join")))
-                    for first, group in groups.items()
-                ]
+                groups = [level[first : first + FAN_IN] for first in range(0, len(level), FAN_IN)]
+                level = []
+                for group in groups:
+                    run = range(group[0][0].start, group[-1][0].stop)
+                    several = [future for _, future in group]
+                    level.append((run, self.client.submit(_joined, several, run, join, key=_key("join"))))
                 futures += [future for _, future in level]
-            return _folded([number for number, _ in level], self.client.gather([future for _, future in level]), join)
+            found = self.client.gather([future for _, future in level])
+        folding = Fold(join)
+        for number, partial in (item for part in found for item in part):
+            folding.add(number, partial)
+        return folding.result()
 
     def _submit(
         self, step: Step, calls: Iterable[Call], along: Sequence[Any], arguments: tuple[Any, ...], join: Join | None
-    ) -> list[tuple[int, Any]]:
-        """One task per part that was asked: the part's number and its future."""
+    ) -> list[tuple[range, Any]]:
+        """One task per part that was asked: the part's blocks and its future."""
         asked: dict[int, list[Call]] = {}
         for number, own in calls:
-            part, place = divmod(number, self._size)
-            asked.setdefault(part, []).append((place, own))
+            asked.setdefault(bisect_right(self._ends, number), []).append((number, own))
         if not asked:
             return []
         beside = [[placed[part] for part in asked] for placed in map(self._beside, along)]
@@ -149,6 +147,7 @@ class ClusterStore:
                 [shared] * len(asked),
                 [self._parts[part] for part in asked],
                 list(asked.values()),
+                [self._runs[part] for part in asked],
                 lengths,
                 *beside,
                 step=step,
@@ -156,7 +155,7 @@ class ClusterStore:
                 pure=False,
                 key=f"{getattr(step, '__name__', 'step').lstrip('_')}",
             )
-        return list(zip(asked, futures, strict=True))
+        return [(self._runs[part], future) for part, future in zip(asked, futures, strict=True)]
 
     def _beside(self, values: Any) -> list[Any]:
         """What goes with each part of an array along the rows; vectors stay with the workers for the next pass."""
@@ -185,7 +184,6 @@ def connect(address: Any) -> Any:
         Nothing answers.
     """
     try:
-        import dask
         import distributed
     except ImportError as error:
         raise RequestError("dask: not installed; run pip install 'mlflow-relabel-audit[dask]'") from error
@@ -193,9 +191,7 @@ def connect(address: Any) -> Any:
         return address
     try:
         if address == "local":
-            environment = {f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in MALLOC.items()}
-            with dask.config.set(environment):
-                client: Any = distributed.Client(processes=True, threads_per_worker=1, dashboard_address=None)
+            client: Any = distributed.Client(processes=True, threads_per_worker=1, dashboard_address=None)
         else:
             client = distributed.Client(address, timeout=PATIENCE)
         client.wait_for_workers(1, timeout=PATIENCE)
@@ -254,26 +250,28 @@ def _run(
     arguments: tuple[Any, ...],
     blocks: list[RowBlock],
     asked: list[Call],
+    run: range,
     lengths: list[int],
     *beside: Any,
     step: Step,
     join: Join | None,
 ) -> Any:
-    """Run a step on some blocks of a part: a list of what it returns, joined where that is asked for."""
+    """Run a step on some blocks of a part: a list of what it returns, joined (`joined_nodes`) where that is asked."""
+    keep_freed_memory()
     ends = np.cumsum(lengths)
     arguments = tuple(map(settled, arguments))
     results = []
-    for place, own in asked:
+    for number, own in asked:
+        place = number - run.start
         within = slice(ends[place] - lengths[place], ends[place])
         results.append(step(blocks[place], *own, *(settled(values[within]) for values in beside), *arguments))
-    return results if join is None else _folded([place for place, _ in asked], results, join)
+    if join is None:
+        return results
+    return joined_nodes([(number, result) for (number, _), result in zip(asked, results, strict=True)], run, join)
 
 
-def _folded(numbers: Sequence[int], results: Sequence[tuple[Any, ...]], join: Join) -> tuple[Any, ...] | None:
-    folding = Fold(join)
-    for number, result in zip(numbers, results, strict=True):
-        folding.add(number, result)
-    return folding.result()
+def _joined(parts: list[list[tuple[int, tuple[Any, ...]]]], run: range, join: Join) -> list[tuple[int, Any]]:
+    return joined_nodes([item for part in parts for item in part], run, join)
 
 
 def _made(transform: Transform, rows: Any, width: int, start: int, intercept: bool) -> RowBlock:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -78,6 +79,36 @@ def block_bounds(n: int, features: int, sparse: bool) -> list[tuple[int, int]]:
         size = min(max(BLOCK_BYTES, per_row * n // MOST_BLOCKS), LARGEST_BLOCK_BYTES)
         length = max(size // per_row, 64)
     return [(start, min(start + length, n)) for start in range(0, n, length)] or [(0, 0)]
+
+
+def runs(count: int, most: int) -> list[range]:
+    """Numbers up to ``count`` in at most so many runs of about one length, within an eighth of it.
+
+    They begin at multiples of as large a power of two as that allows: few nodes of the binary tree then make up a run.
+    """
+    step = 1
+    while 16 * step * most <= count:
+        step *= 2
+    edges = sorted({min(round(count * j / most / step) * step, count) for j in range(most)} | {0, count})
+    return [range(first, stop) for first, stop in pairwise(edges)] or [range(0)]
+
+
+def joined_nodes(partials: Sequence[tuple[int, tuple[Any, ...]]], run: range, join: Join) -> list[tuple[int, Any]]:
+    """Join what lies in one node of the binary tree, for each of the largest nodes that lie in a run of numbers."""
+    out: list[tuple[int, Any]] = []
+    place, first = 0, run.start
+    while first < run.stop:
+        size = first & -first or 1 << run.stop.bit_length()
+        while first + size > run.stop:
+            size //= 2
+        folding, begin = Fold(join), place
+        while place < len(partials) and partials[place][0] < first + size:
+            folding.add(*partials[place])
+            place += 1
+        if place > begin:
+            out.append((partials[begin][0], folding.result()))
+        first += size
+    return out
 
 
 class Fold:
