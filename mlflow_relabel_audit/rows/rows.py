@@ -11,6 +11,7 @@ import scipy.sparse as sp
 
 from mlflow_relabel_audit.problem import FloatArray, IntArray
 from mlflow_relabel_audit.rows import steps
+from mlflow_relabel_audit.rows.block import RowBlock
 from mlflow_relabel_audit.rows.memory import MemoryStore
 from mlflow_relabel_audit.rows.picked import Picks
 from mlflow_relabel_audit.rows.store import Call, Fold, Join, Step, Store
@@ -51,8 +52,9 @@ class Rows:
         self.p = outputs * self.coordinates
         self.y = np.asarray(labels, dtype=np.float64)
         self.base_weight = np.asarray(base_weight, dtype=np.float64)
+        self._starts = np.array([start for start, _ in self.store.bounds])
         self._sampled: dict[int, Any] = {}
-        self._picks = Picks(self.store, self.features_in + int(intercept))
+        self._picks = Picks(self.store, self.coordinates, keep=not self.held)
 
     def relabelled(self, index: IntArray, label: IntArray | None = None) -> Rows:
         """The same rows with the labels at ``index`` changed, to the other of two by default; features are shared."""
@@ -220,18 +222,23 @@ class Rows:
         self, index: IntArray, column: IntArray, amount: FloatArray, width: int, output: IntArray | None = None
     ) -> FloatArray:
         """Sum ``amount_j x_j`` over rows ``index_j`` into column ``column_j`` of an output's, shape (p, width)."""
+        if not len(index):
+            return np.zeros((self.p, width))
         order = np.argsort(index, kind="stable")
-        place = column if output is None else output * width + column
-        calls = list(self._calls(self.split(index[order], place[order], amount[order])))
-        picked = None if self.held or not calls else self._picks.of(calls)
-        if picked is None:
-            found = self.store.reduce(steps.spread, calls, (), (self.outputs * width,), ("sum",))
+        index, amount = index[order], amount[order]
+        place = (column if output is None else output * width + column)[order]
+        taken = self._picks.of(index, self.take)
+        found: Any
+        if taken is None:
+            each = self.split(index, place, amount)
+            (found,) = self.reduce(steps.spread, self.outputs * width, join=("sum",), each=each) or (None,)
         else:  # the same sums in the same order as where the blocks are
             folding = Fold(("sum",))
-            for number, own in calls:
-                folding.add(number, steps.spread(picked[number], *own, self.outputs * width))
-            found = folding.result()
-        return np.zeros((self.p, width)) if found is None else self.stacked(np.asarray(found[0]))
+            number = np.searchsorted(self._starts, index, side="right") - 1
+            for block, part in steps.spread_taken(taken, number, place, amount, self.outputs * width):
+                folding.add(block, (part,))
+            (found,) = folding.result() or (None,)
+        return self.stacked(np.asarray(found))
 
     def column_squares(self, diagonal: FloatArray) -> FloatArray:
         """Diagonal of ``X' diag(diagonal) X`` over the coordinates of a row, for a diagonal of shape (n,)."""
@@ -248,6 +255,8 @@ class Rows:
     def take(self, index: IntArray) -> Any:
         """Rows at ``index`` in float64 with the column of ones: ndarray or CSR of shape (len(index), coordinates)."""
         index = np.asarray(index)
+        if self.held:
+            return RowBlock(self.features, self.intercept).take(index)
         ascending = bool(np.all(index[1:] >= index[:-1]))
         order = None if ascending else np.argsort(index, kind="stable")
         each = self.split(index if order is None else index[order])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any, Protocol
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -11,20 +13,6 @@ import scipy.sparse as sp
 from mlflow_relabel_audit.problem import FloatArray, IntArray
 from mlflow_relabel_audit.rows.block import RowBlock
 from mlflow_relabel_audit.rows.store import Step
-
-
-class Picked(Protocol):
-    """A block, or some of its rows: what a step that picks rows needs."""
-
-    @property
-    def p(self) -> int:
-        """Coordinates, the one included."""
-        ...
-
-    def take(self, index: IntArray) -> Any:
-        """Rows at ``index``."""
-        ...
-
 
 PICKED = 2**18
 """Entries of picked rows that are worked on at once."""
@@ -97,17 +85,47 @@ def part_gram(block: RowBlock, index: IntArray, diagonal: FloatArray) -> tuple[A
 
 
 @picks_rows
-def spread(block: Picked, index: IntArray, column: IntArray, amount: FloatArray, width: int) -> tuple[FloatArray]:
+def spread(block: RowBlock, index: IntArray, column: IntArray, amount: FloatArray, width: int) -> tuple[FloatArray]:
     """``sum of amount_j x_j`` over the rows at ``index``, gathered by ``column``, shape (p, width)."""
     out = np.zeros((block.p, width))
-    length = max(64, PICKED // block.p)
+    length = _gathered_at_once(block.p)
     for start in range(0, len(index), length):
         some = slice(start, start + length)
-        size = len(index[some])
-        across = sp.csr_matrix((amount[some], (column[some], np.arange(size))), shape=(width, size))
+        across = _gathering(column[some], amount[some], width)
         moved = across @ block.take(index[some])
         out += (moved.toarray() if sp.issparse(moved) else moved).T
     return (out,)
+
+
+def spread_taken(
+    taken: Any, number: IntArray, column: IntArray, amount: FloatArray, width: int
+) -> Iterator[tuple[int, FloatArray]]:
+    """What `spread` gives for each block, with its number, from the rows themselves and the rising numbers of theirs.
+
+    All blocks are gathered by one product; a sum adds the same numbers in the same order, in the chunks of `spread`.
+    """
+    blocks, first, counts = np.unique(number, return_index=True, return_counts=True)
+    chunk = (np.arange(len(number)) - np.repeat(first, counts)) // _gathered_at_once(taken.shape[1])
+    chunks = int(chunk.max()) + 1
+    cells, line = np.unique((number * chunks + chunk) * width + column, return_inverse=True)
+    moved = _gathering(line, amount, len(cells)) @ taken
+    edges = np.append(np.searchsorted(cells, blocks * chunks * width), len(cells))
+    for block, (low, high) in zip(blocks.tolist(), pairwise(edges.tolist()), strict=True):
+        part = moved[low:high]
+        part = part.toarray() if sp.issparse(part) else part
+        out = np.zeros((taken.shape[1], width))
+        np.add.at(out.T, cells[low:high] % width, part)
+        yield block, out
+
+
+def _gathered_at_once(p: int) -> int:
+    """Rows of one product that gathers them."""
+    return max(64, PICKED // p)
+
+
+def _gathering(line: IntArray, amount: FloatArray, lines: int) -> Any:
+    """A matrix that sums so many rows, times an amount each, into lines."""
+    return sp.csr_matrix((amount, (line, np.arange(len(line)))), shape=(lines, len(line)))
 
 
 def square_norms(block: RowBlock, out: FloatArray) -> None:
