@@ -79,8 +79,8 @@ class Bracket:
             if self.k == self.low:
                 anchor, there = self.distance, 0.0
         slope = (anchor - left) / (here - there) if here != there else 1.0
-        goal = here + left / float(np.clip(slope, 0.02, 20.0))
-        k = int(np.searchsorted(self.total, goal, side="right")) + 1
+        goal = here + left / min(max(slope, 0.02), 20.0)
+        k = int(self.total.searchsorted(goal, side="right")) + 1
         if self.k:
             k = min(k, FARTHEST * self.k + FARTHEST)
         if self.high is not None:

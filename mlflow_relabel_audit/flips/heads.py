@@ -293,7 +293,7 @@ class Apart:
 
 def responses(block: RowBlock, narrow: FloatArray, out: FloatArray | None = None) -> Iterator[tuple[slice, FloatArray]]:
     """Yield ``narrow' X'`` piece by piece, shape (B, rows of the piece), in ``out`` where it is given."""
-    length = max(block.piece_length(), 2048)
+    length = max(block.piece_length(), 1024)
     if block.sparse:
         for within, piece in block.pieces(length, np.float32):
             product = piece.margins(narrow).T

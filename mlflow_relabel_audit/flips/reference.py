@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from mlflow_relabel_audit.curvature import Curvature
+from mlflow_relabel_audit.curvature.base import solved_row_norms
 from mlflow_relabel_audit.problem import FloatArray
 from mlflow_relabel_audit.rows import Rows
 
@@ -43,8 +44,7 @@ def largest_norm(rows: Rows, own: Curvature, squares: FloatArray, below: float, 
     if rows.outputs > 1:
         return math.sqrt(float(squares.max()) / below) if below > 0 else np.inf
     order = np.argpartition(-squares, count - 1)
-    columns = rows.columns(order[:count])
-    exact = float(np.einsum("ij,ij->j", columns, own.solve(columns)).max())
+    exact = float(solved_row_norms(own, rows, np.sort(order[:count])).max()) ** 2
     others = float(squares[order[count:]].max(initial=0.0))
     if below <= 0:
         return np.inf if others > 0 else math.sqrt(max(exact, 0.0))

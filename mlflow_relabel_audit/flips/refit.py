@@ -226,11 +226,11 @@ class RefitBlock:
         for slot, new in zip(slots, sets, strict=True):
             old = self.relabelled[slot]
             shared = min(len(old), len(new))
-            if old.begins(new):  # prefixes of one order: only the difference moves
-                parts = ((old.beyond(shared), -1.0), (new.beyond(shared), 1.0))
-            else:
-                parts = ((old, -1.0), (new, 1.0))
-            for part, sign in parts:
+            # prefixes of one order: only the difference moves
+            first = shared if old.begins(new) else 0
+            for part, sign in ((old.beyond(first), -1.0), (new.beyond(first), 1.0)):
+                if not len(part):
+                    continue
                 reach = self.effect.reach(part, self._square_row_norms)
                 self._stray[slot] += reach * math.sqrt(self._leverage_scale[slot]) if reach else 0.0
                 where, outputs, moved = self.effect.moves(part)

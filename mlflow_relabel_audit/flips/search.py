@@ -235,7 +235,7 @@ class VerifiedSearch:
             column.take(longer_order(self.rows, self.effect, block.direction[:, t], toward, column.order, self._reach))
             if column.high is None:
                 break
-        column.k = int(np.clip(k, column.low + 1, max(column.reach, column.low + 1)))
+        column.k = min(max(k, column.low + 1), max(column.reach, column.low + 1))
 
     def _settle(
         self,

@@ -10,7 +10,7 @@ import scipy.sparse as sp
 
 from mlflow_relabel_audit.problem import FloatArray, IntArray
 
-PIECE_BYTES = 2**22
+PIECE_BYTES = 2**20
 """Dense bytes of one piece of a block: small enough to stay in cache while it is worked on."""
 KEPT_CUTS = 3
 """Lengths of pieces at which a sparse block's are kept; they are views, with pointers of their own."""

@@ -14,7 +14,7 @@ from mlflow_relabel_audit.problem import FloatArray, IntArray
 from mlflow_relabel_audit.rows.block import RowBlock
 from mlflow_relabel_audit.rows.store import Step
 
-PICKED = 2**18
+PICKED = 2**16
 """Entries of picked rows that are worked on at once."""
 
 
@@ -56,8 +56,10 @@ def gram(block: RowBlock, diagonal: FloatArray) -> tuple[Any, FloatArray]:
     width = block.features.shape[1]
     inner = np.zeros((width, width))
     pulled = np.zeros((block.p, 1))
-    for within, piece in block.pieces(max(512, block.piece_length())):
-        scaled = piece.features * root[within, None]
+    length = max(512, block.piece_length())
+    buffer = np.empty((min(length, block.rows), width))
+    for within, piece in block.pieces(length):
+        scaled = np.multiply(piece.features, root[within, None], out=buffer[: piece.rows])
         inner += scaled.T @ scaled
         pulled += piece.pull(diagonal[within, None])
     return inner, pulled
@@ -68,7 +70,7 @@ def part_gram(block: RowBlock, index: IntArray, diagonal: FloatArray) -> tuple[A
     """``X_S' diag(diagonal) X_S`` over the rows at ``index``, ones included, by a symmetric product."""
     out: Any = 0.0
     edge = np.zeros(block.p)  # of the column of ones, which is not copied beside dense rows
-    length = max(512, PICKED // block.p)  # a copy of so many rows at a time, not of them all
+    length = max(512, 4 * PICKED // block.p)  # a copy of so many rows at a time, not of them all
     for start in range(0, len(index), length):
         some = slice(start, start + length)
         root = np.sqrt(diagonal[some])
