@@ -16,8 +16,9 @@ import numpy as np
 from mlflow_relabel_audit.curvature import StationaryPoint
 from mlflow_relabel_audit.errors import RequestError
 from mlflow_relabel_audit.flips import budget
+from mlflow_relabel_audit.flips.apart import Apart, responses
 from mlflow_relabel_audit.flips.asked import Asked, ask
-from mlflow_relabel_audit.flips.heads import TINY, Apart, Held, Influences, floors, ordered, responses
+from mlflow_relabel_audit.flips.heads import TINY, Held, Influences, floors, ordered
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect, Relabelling
 from mlflow_relabel_audit.likelihood import FloatArray, IntArray, sigmoid
 from mlflow_relabel_audit.problem import Problem
@@ -316,31 +317,34 @@ def _rank(
     orders: dict[int, InfluenceOrder] = {}
     doubtful = np.zeros(len(goal), dtype=bool)
     need = 1.25 * goal
-    wanted = np.maximum(need, np.where(goal_paper <= DEEP * goal, 1.05 * goal_paper, 0.0))
+    within = goal_paper <= DEEP * goal
+    wanted = np.maximum(need, np.where(within, 1.05 * goal_paper, 0.0))
+    beyond = np.where(within, 0.0, goal_paper)
     pending = np.arange(len(goal))
     head = min(FIRST_HEAD, n)
     while pending.size:
         floor = floors(source, pending, wanted[pending], head)
-        index, gains, counts = ordered(source.reaching(pending, floor), len(pending))
-        total = np.cumsum(gains, axis=1)
-        complete = floor <= TINY
-        done = complete | (total[:, -1] >= need[pending]) if total.shape[1] else complete
-        sizes = []
-        for each in (goal[pending, None], goal_paper[pending, None]):
-            crossed = (total <= each).sum(axis=1) + 1
-            sizes.append(np.where(crossed <= counts, crossed, 0))
-            doubtful[pending] |= (np.abs(total - each) <= CLOSE * each).any(axis=1)
-        past = pending[done & ~complete & (sizes[1] == 0)]
-        beyond = dict(zip(past.tolist(), source.depths(past, goal_paper[past]).tolist(), strict=True))
-        for row in np.flatnonzero(done):
-            t, count = int(pending[row]), int(counts[row])
-            k_paper = beyond.get(t, int(sizes[1][row]))
-            own = index[row, :count].copy()
-            orders[t] = InfluenceOrder(
-                Relabelling.of_two(effect.label, own), gains[row, :count].copy(), float(floor[row]),
-                int(sizes[0][row]), k_paper,
-            )  # fmt: skip
-        pending = pending[~done]
+        found = ordered(source.reaching(pending, floor, beyond[pending]), len(pending))
+        short: list[int] = []
+        past: list[int] = []
+        for t, least, (index, gains) in zip(pending.tolist(), floor.tolist(), found, strict=True):
+            total = np.cumsum(gains)
+            reached = float(total[-1]) if len(total) else 0.0
+            for each in (goal[t], goal_paper[t]):
+                doubtful[t] |= (np.abs(total - each) <= CLOSE * each).any()
+            if least > TINY and reached < need[t]:
+                wanted[t] *= np.clip(1.5 * need[t] / max(reached, TINY), 1.0, GROWTH)
+                short.append(t)
+                continue
+            k, k_paper = (_crossing(total, float(each)) for each in (goal[t], goal_paper[t]))
+            orders[t] = InfluenceOrder(Relabelling.of_two(effect.label, index), gains, least, k, k_paper)
+            if least > TINY and not k_paper:
+                past.append(t)
+        depths = source.depths(np.asarray(past, dtype=np.intp), goal_paper[past])
+        for t, depth in zip(past, depths.tolist(), strict=True):
+            orders[t] = dataclasses.replace(orders[t], k_paper=depth)
+        beyond[pending] = 0.0
+        pending = np.asarray(short, dtype=np.intp)
         head = min(GROWTH * head, n)
     return [orders[t] for t in range(len(goal))], doubtful.tolist()
 
@@ -414,9 +418,9 @@ def longer_order(
     while not longer.complete and len(longer.index) <= len(order.index):
         head = min(GROWTH * head, rows.n)
         floor = floors(source, only, np.zeros(1), head)
-        index, gains, _ = ordered(source.reaching(only, floor), 1)
-        change = Relabelling.of_two(effect.label, index[0])
-        longer = dataclasses.replace(order, change=change, influence=gains[0], floor=float(floor[0]))
+        ((index, gains),) = ordered(source.reaching(only, floor, np.zeros(1)), 1)
+        change = Relabelling.of_two(effect.label, index)
+        longer = dataclasses.replace(order, change=change, influence=gains, floor=float(floor[0]))
         (longer,) = _sure(rows, effect, column, [longer], reach)
     return longer
 

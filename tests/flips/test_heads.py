@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
+from mlflow_relabel_audit.flips import apart as there
 from mlflow_relabel_audit.flips import heads
-from mlflow_relabel_audit.flips.heads import Apart, Held
+from mlflow_relabel_audit.flips.apart import Apart
+from mlflow_relabel_audit.flips.heads import Held
 from mlflow_relabel_audit.flips.order import estimate
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect
 from mlflow_relabel_audit.likelihood import TWO_CLASSES
@@ -30,7 +32,7 @@ def apart(model: Fitted) -> Rows:
     return Rows(spool.store(model.rows.intercept, 2**20), model.y, model.weight, intercept=model.rows.intercept)
 
 
-@pytest.mark.parametrize("fetched", [heads.FETCHED, 3])
+@pytest.mark.parametrize("fetched", [there.FETCHED, 3])
 @pytest.mark.parametrize(
     "options",
     [
@@ -46,7 +48,7 @@ def apart(model: Fitted) -> Rows:
 def test_orders_are_those_of_one_array(
     options: dict[str, Any], fetched: int, small_blocks: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(heads, "FETCHED", fetched)
+    monkeypatch.setattr(there, "FETCHED", fetched)
     options, n = dict(options), 1500
     rng = np.random.default_rng(4)
     X = rng.standard_normal((n, 4))
@@ -79,12 +81,12 @@ def test_orders_are_those_of_one_array(
     assert any(order.k_paper > len(order.index) for order in wanted) or len(np.unique(X, axis=0)) < n
 
 
-@pytest.mark.parametrize("fetched", [heads.FETCHED, 3])
+@pytest.mark.parametrize("fetched", [there.FETCHED, 3])
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_depths_against_a_full_sort(
     elsewhere: bool, fetched: int, small_blocks: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(heads, "FETCHED", fetched)
+    monkeypatch.setattr(there, "FETCHED", fetched)
     rng = np.random.default_rng(6)
     X = rng.standard_normal((1200, 4)) * 10.0 ** rng.integers(-12, 9, (1200, 1))  # far more than 32 octaves
     X[::3] = X[0]
@@ -103,7 +105,7 @@ def test_depths_against_a_full_sort(
             TWO_CLASSES, np.zeros(1200, dtype=np.intp), np.full((1200, 1), 0.5), np.ones((2, 1)),
         )  # fmt: skip
         source = Apart(rows, effect, narrow[:, None], np.zeros(9))
-        cells = source.reaching(np.arange(9), np.full(9, heads.TINY))
+        cells = source.reaching(np.arange(9), np.full(9, heads.TINY), np.zeros(9))
         values = np.zeros((9, 1200), dtype=np.float32)
         values[cells[0], cells[1]] = cells[2]
     best = -np.sort(-np.maximum(values, 0.0).astype(np.float64), axis=1)
@@ -120,5 +122,5 @@ def test_sparse_pieces_are_alike() -> None:
     X = sp.random(500, 30, density=0.2, random_state=0, format="csr", dtype=np.float64)
     narrow = np.random.default_rng(0).standard_normal((30, 5)).astype(np.float32)
     (block,) = [Rows(X, np.zeros(500), np.ones(500), intercept=False).store.block(0)]
-    ((_, product),) = heads.responses(block, narrow)
+    ((_, product),) = there.responses(block, narrow)
     assert product == pytest.approx((X @ narrow).T, rel=1e-5, abs=1e-5)
