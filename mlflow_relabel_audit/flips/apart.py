@@ -34,6 +34,8 @@ FETCHED = 2**16
 MARGIN = 2**12
 """Steps of a float32 by which a bin is widened when it is looked into: a product's rounding hangs on its company."""
 MOST_ROUNDS = 8
+PROBABLY = 1.15
+"""Times the goal that the sample is asked for, so that no second count is needed."""
 SHELVED = 0.6
 """Share of the shelves of all processes that the influences of one block of predictions may take."""
 
@@ -80,7 +82,7 @@ class Apart:
     def reaching(self, some: IntArray, floor: FloatArray, beyond: FloatArray) -> Found:
         """See `Influences`."""
         deep = np.flatnonzero(beyond > 0)
-        low = bits_of(floors(self, some[deep], beyond[deep], 1))
+        low = self._lowest(some[deep], beyond[deep])
         cells, self._reachable[some], counts, totals = self._asked(reaching_there, some, floor, deep, low, sums=3)
         for t, first, count, total in zip(some[deep].tolist(), low.tolist(), counts, totals, strict=True):
             self._counted[t, first, INFINITE_BITS, EIGHTH] = count, total
@@ -90,14 +92,14 @@ class Apart:
         """See `Influences`."""
         found = np.zeros(len(some), dtype=np.int64)
         waiting = np.flatnonzero(1.001 * self._reachable[some] > goal)
-        low = bits_of(floors(self, some, goal, 1))
+        low = self._lowest(some, goal)
         high, shift = np.full(len(some), INFINITE_BITS), np.full(len(some), EIGHTH)
+        narrow: list[int] = []
         for _ in range(MOST_ROUNDS):
             if not waiting.size:
                 break
             counts, sums = self._census(some[waiting], low[waiting], high[waiting], shift[waiting])
             place = (np.cumsum(sums[:, ::-1], axis=1) <= goal[waiting, None]).sum(axis=1)
-            narrow: list[int] = []
             wide: list[int] = []
             for t, down, count in zip(waiting.tolist(), place, counts, strict=True):
                 if 0 < down <= BINS:
@@ -112,16 +114,20 @@ class Apart:
                 elif low[t] > TINY_BITS:  # all of these do not reach: count from the least float on
                     low[t], high[t], shift[t] = TINY_BITS, INFINITE_BITS, OCTAVE
                     wide.append(t)
-            if narrow:
-                chosen = np.asarray(narrow)
-                cells, above, over = self._asked(between_there, some[chosen], low[chosen], high[chosen], sums=2)
-                who, _, value = _joined(cells)
-                inside = apiece(who, value, len(narrow))
-                for t, part, more, weight in zip(narrow, inside, above, over, strict=True):
-                    total = weight + np.cumsum(-np.sort(-part), dtype=np.float64)
-                    found[t] = more + min(int(np.searchsorted(total, goal[t], side="right")) + 1, len(part))
             waiting = np.asarray(wide, dtype=np.intp)
+        if narrow:
+            chosen = np.asarray(narrow)
+            cells, above, over = self._asked(between_there, some[chosen], low[chosen], high[chosen], sums=2)
+            who, _, value = _joined(cells)
+            inside = apiece(who, value, len(narrow))
+            for t, part, more, weight in zip(narrow, inside, above, over, strict=True):
+                total = weight + np.cumsum(-np.sort(-part), dtype=np.float64)
+                found[t] = more + min(int(np.searchsorted(total, goal[t], side="right")) + 1, len(part))
         return found
+
+    def _lowest(self, some: IntArray, goal: FloatArray) -> IntArray:
+        """Bits of an influence such that those that reach it very probably add up beyond the goal."""
+        return bits_of(floors(self, some, PROBABLY * goal, 1))
 
     def _census(self, some: IntArray, low: IntArray, high: IntArray, shift: IntArray) -> tuple[IntArray, FloatArray]:
         """Counts and sums in bins, each of shape (b, BINS + 1), what was counted is not asked again."""
