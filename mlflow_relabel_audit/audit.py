@@ -17,6 +17,7 @@ import pandas as pd
 
 from mlflow_relabel_audit import reports, tracking
 from mlflow_relabel_audit.analyses.contest import ContestResult
+from mlflow_relabel_audit.analyses.flip_table import FlipTable
 from mlflow_relabel_audit.errors import RequestError
 from mlflow_relabel_audit.review import read_row_sets
 from mlflow_relabel_audit.stages import (
@@ -53,8 +54,10 @@ class AuditResult:
         without credentials.
     summary : dict
         the metrics, as logged under ``relabel_audit/``.
-    predictions, flip_sets : DataFrame
-        as in predictions.parquet and flip_sets.parquet.
+    predictions : DataFrame
+        as in predictions.parquet.
+    sets : FlipTable
+        as in flip_sets.parquet, to be read part by part; ``flip_sets`` is all of it as one frame.
     hessian_cached : bool
         whether the Hessian of an earlier audit was reused.
     artifacts : tuple of str
@@ -72,12 +75,17 @@ class AuditResult:
     tracking_uri: str
     summary: dict[str, float]
     predictions: pd.DataFrame = field(repr=False)
-    flip_sets: pd.DataFrame = field(repr=False)
+    sets: FlipTable = field(repr=False)
     hessian_cached: bool
     artifacts: tuple[str, ...]
     messages: tuple[str, ...]
     report_location: str
     logged: bool
+
+    @property
+    def flip_sets(self) -> pd.DataFrame:
+        """All of ``sets`` as one frame."""
+        return self.sets.frame()
 
 
 @dataclass(frozen=True)
@@ -214,7 +222,7 @@ def audit(
             tracking_uri=store.shown_uri,
             summary=tracking.metrics(outputs),
             predictions=robust.predictions,
-            flip_sets=robust.flip_sets,
+            sets=robust.sets,
             hessian_cached=subject.auditor.hessian_cached,
             artifacts=tuple(sorted(manifest.artifacts)),
             messages=context.messages,

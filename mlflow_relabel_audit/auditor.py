@@ -19,6 +19,7 @@ from mlflow_relabel_audit.analyses.class_noise import class_noise_audit
 from mlflow_relabel_audit.analyses.contest import ContestResult, contest
 from mlflow_relabel_audit.analyses.correction import Correction, correction, not_measured
 from mlflow_relabel_audit.analyses.decision import answer
+from mlflow_relabel_audit.analyses.flip_table import FlipTable
 from mlflow_relabel_audit.analyses.noise import NoiseResult, noise_audit
 from mlflow_relabel_audit.analyses.robustness import (
     Fitted,
@@ -243,6 +244,7 @@ class Auditor:
             deadline=deadline,
             checkpoint=kept,
         )
+        found.sets.keep(move=not found.stopped)
         if kept is not None and not found.stopped:
             kept.drop()
         return found
@@ -336,15 +338,17 @@ class Auditor:
             sets, self.problem, row_ids=inputs.row_ids(row_ids, evaluation.n, "evaluation rows"), train_ids=self.row_ids
         )
 
-    def noise(self, X_eval: Any = None, y_eval: Any = None, *, flip_sets: pd.DataFrame | None = None) -> NoiseResult:
+    def noise(
+        self, X_eval: Any = None, y_eval: Any = None, *, flip_sets: pd.DataFrame | FlipTable | None = None
+    ) -> NoiseResult:
         """Which training labels are probably wrong, and how many.
 
         Parameters
         ----------
         X_eval, y_eval : optional
             evaluation rows whose labels are taken to be right; they pin the rates down.
-        flip_sets : DataFrame, optional
-            of `robustness`, for the column ``flip_set_count``.
+        flip_sets : DataFrame or FlipTable, optional
+            ``flip_sets`` or ``sets`` of `robustness`, for the column ``flip_set_count``.
 
         Returns
         -------
@@ -356,7 +360,8 @@ class Auditor:
             features, labels = evaluation.features, self.problem.encode(y_eval)
         counts = None
         if flip_sets is not None:
-            counts = flip_sets["train_id"].value_counts().reindex(pd.Index(self.row_ids), fill_value=0).to_numpy()
+            table = flip_sets if isinstance(flip_sets, FlipTable) else FlipTable.of(flip_sets)
+            counts = table.counts(self.row_ids)
         judge = class_noise_audit if self.rows.outputs > 1 else noise_audit
         return judge(self.problem, self.rows, self.point, features, labels, row_ids=self.row_ids, flip_counts=counts)
 

@@ -63,8 +63,8 @@ def find_noise(subject: Subject, robust: RobustnessResult) -> NoiseResult:
     """Score the training labels; evaluation rows that are not the training rows pin the rates down."""
     rows = subject.evaluation
     if subject.on_training_rows or rows.y is None:
-        return subject.auditor.noise(flip_sets=robust.flip_sets)
-    return subject.auditor.noise(rows.X, rows.y, flip_sets=robust.flip_sets)
+        return subject.auditor.noise(flip_sets=robust.sets)
+    return subject.auditor.noise(rows.X, rows.y, flip_sets=robust.sets)
 
 
 def weigh_correction(subject: Subject, noise: NoiseResult) -> Correction:
@@ -101,7 +101,7 @@ def find_bias(subject: Subject, robust: RobustnessResult, row_sets: Mapping[str,
 def robustness_stage(result: RobustnessResult, context: ReportContext, folder: Path) -> Iterator[Output]:
     """Yield the tables, figures and page of the flip sets."""
     yield tracking.parquet_file(folder, "predictions.parquet", result.predictions)
-    yield tracking.parquet_file(folder, "flip_sets.parquet", result.flip_sets)
+    yield tracking.parquet_file(folder, "flip_sets.parquet", result.sets)
     yield tracking.text_file(folder, "predictions.json", tracking.table_json(result.predictions))
     yield tracking.text_file(folder, REPORT, reports.render_robustness(result, context))
     yield from (Metric(name, value) for name, value in result.summary.items())

@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from mlflow_relabel_audit.analyses.flip_table import FlipTable
 from mlflow_relabel_audit.errors import StoreError
 
 KEY = "asked.json"
@@ -52,18 +53,24 @@ class Checkpoint:
         except (OSError, ValueError) as error:
             raise self._failed(error) from error
 
-    def finished(self) -> list[tuple[pd.DataFrame, pd.DataFrame]]:
-        """Predictions and flip sets of the parts that are done, in order; an unreadable one ends the list."""
-        found: list[tuple[pd.DataFrame, pd.DataFrame]] = []
-        while True:
-            predictions, sets = self._paths(len(found))
-            try:
-                found.append((pd.read_parquet(predictions), pd.read_parquet(sets)))
-            except (OSError, ValueError):
-                return found
+    def finished(self, sets: FlipTable) -> Iterator[pd.DataFrame]:
+        """Yield the predictions of the parts that are done, in order, and name their flip sets to ``sets``.
 
-    def add(self, number: int, predictions: pd.DataFrame, sets: pd.DataFrame) -> None:
-        """Write the next part.
+        An unreadable part ends the list.
+        """
+        number = 0
+        while True:
+            predictions, file = self._paths(number)
+            try:
+                part = pd.read_parquet(predictions)
+                sets.add_file(file)
+            except (OSError, ValueError):
+                return
+            yield part
+            number += 1
+
+    def add(self, number: int, predictions: pd.DataFrame, sets: pd.DataFrame) -> Path:
+        """Write the next part; returns the file of its sets.
 
         Raises
         ------
@@ -71,12 +78,14 @@ class Checkpoint:
             The file system failed; the parts before are still there.
         """
         try:
-            for path, table in zip(self._paths(number), (predictions, sets), strict=True):
+            paths = self._paths(number)
+            for path, table in zip(paths, (predictions, sets), strict=True):
                 fresh = path.with_suffix(".new")
                 table.to_parquet(fresh, index=False)
                 fresh.replace(path)
         except OSError as error:
             raise self._failed(error) from error
+        return paths[1]
 
     def drop(self) -> None:
         """Remove the folder: the results are kept elsewhere."""

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from mlflow_relabel_audit.analyses.checkpoint import Checkpoint
+from mlflow_relabel_audit.analyses.flip_table import FlipTable
 from mlflow_relabel_audit.curvature import StationaryPoint
 from mlflow_relabel_audit.errors import RequestError
 from mlflow_relabel_audit.flips.asked import Asked
@@ -43,9 +44,10 @@ class RobustnessResult:
         a row per prediction: row_id, label, predicted, probability (of the positive class of two, of the predicted one
         of more), margin, k_paper, k_estimate, k, k_lower (Int64, missing where there is none), fraction (k / n),
         status, correct; and flips_to, the class it flips to, of more than two.
-    flip_sets : DataFrame
+    sets : FlipTable
         a row per label of a flip set: row_id, rank (from 1), train_id, train_label, new_label, influence (signed
-        first-order move of the margin). Without verification the sets are those of ``k_estimate``.
+        first-order move of the margin), to be read part by part. Without verification the sets are those of
+        ``k_estimate``.
     summary : dict
         the metrics; those that nothing defines are absent.
     cost : SearchCost
@@ -55,10 +57,15 @@ class RobustnessResult:
     """
 
     predictions: pd.DataFrame
-    flip_sets: pd.DataFrame
+    sets: FlipTable
     summary: dict[str, float]
     cost: SearchCost = field(default_factory=lambda: SearchCost(0.0, 0, 0))
     stopped: bool = False
+
+    @property
+    def flip_sets(self) -> pd.DataFrame:
+        """All of ``sets`` as one frame, which is large where many predictions rest on many labels."""
+        return self.sets.frame()
 
 
 @dataclass(frozen=True)
@@ -131,7 +138,7 @@ def robustness(
     problem, rows, point = fitted.problem, fitted.rows, fitted.point
     searcher = VerifiedSearch(problem, rows, point, fitted.effect, fitted.row_norms)
     predictions: list[pd.DataFrame] = []
-    flip_sets: list[pd.DataFrame] = []
+    sets = FlipTable()
     done = 0
 
     def report(count: int) -> None:
@@ -140,10 +147,9 @@ def robustness(
         if progress is not None:
             progress(done, evaluation.n, "flip sets")
 
-    for part in [] if checkpoint is None else checkpoint.finished():
-        predictions.append(part[0])
-        flip_sets.append(part[1])
-        report(len(part[0]))
+    for part in [] if checkpoint is None else checkpoint.finished(sets):
+        predictions.append(part)
+        report(len(part))
     stopped = False
     estimates = estimate(rows, point, fitted.effect, evaluation, problem, first=done)
     wide = searcher.width if verify and not searcher.keeps else 1
@@ -160,11 +166,12 @@ def robustness(
         answer = block if len(chosen) == len(block.orders) else block.only(chosen)
         least = least_by_owner(block, lower)
         predictions.append(_prediction_frame(fitted, answer, found, least, ids[span], truth[span]))
-        flip_sets.append(_flip_frame(fitted, answer, found, ids[span]))
-        if checkpoint is not None:
-            checkpoint.add(len(predictions) - 1, predictions[-1], flip_sets[-1])
+        labels_of = _flip_frame(fitted, answer, found, ids[span])
+        file = None if checkpoint is None else checkpoint.add(len(predictions) - 1, predictions[-1], labels_of)
+        sets.add(labels_of, file)
     table = pd.concat(predictions, ignore_index=True) if predictions else _empty_predictions(fitted, ids, truth)
-    sets = pd.concat(flip_sets, ignore_index=True) if flip_sets else _empty_flip_sets(fitted, ids)
+    if not predictions:
+        sets.add(_empty_flip_sets(fitted, ids))
     return RobustnessResult(table, sets, summarise(table), searcher.cost, stopped)
 
 

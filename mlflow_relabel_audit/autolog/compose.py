@@ -13,6 +13,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from mlflow_relabel_audit import tracking
+from mlflow_relabel_audit.analyses.flip_table import FlipTable
 from mlflow_relabel_audit.analyses.robustness import RobustnessResult, summarise
 from mlflow_relabel_audit.auditor import Auditor
 from mlflow_relabel_audit.autolog.capture import Capture
@@ -152,13 +153,13 @@ def _robustness(subject: Subject, end: float) -> tuple[RobustnessResult, Subject
     predictions = pd.concat([part.predictions for part in found], ignore_index=True)
     position = predictions["row_id"].argsort(kind="stable")
     predictions = predictions.iloc[position].reset_index(drop=True)
-    sets = [part.flip_sets for part in found if len(part.flip_sets)] or [found[0].flip_sets]
+    sets = [part.flip_sets for part in found if len(part.sets)] or [found[0].flip_sets]
     flip_sets = pd.concat(sets, ignore_index=True).sort_values(["row_id", "rank"], ignore_index=True)
     stopped = done < total
     messages = subject.messages
     if stopped:
         messages = (*messages, f"the time budget was spent after {done:,} of {total:,} predictions, drawn at random")
-    result = RobustnessResult(predictions, flip_sets, summarise(predictions), stopped=stopped)
+    result = RobustnessResult(predictions, FlipTable.of(flip_sets), summarise(predictions), stopped=stopped)
     return result, replace(subject, evaluation=rows.take(kept), messages=messages)
 
 

@@ -15,6 +15,7 @@ from mlflow_relabel_audit.reports.environment import render
 from mlflow_relabel_audit.reports.tables import ROW_LIMIT, Column, Table
 
 if TYPE_CHECKING:
+    from mlflow_relabel_audit.analyses.flip_table import FlipTable
     from mlflow_relabel_audit.analyses.robustness import RobustnessResult
 
 _MOST_FRAGILE = 10
@@ -29,7 +30,7 @@ def render_robustness(result: RobustnessResult, context: ReportContext) -> str:
     Parameters
     ----------
     result : RobustnessResult
-        ``predictions`` and ``flip_sets`` with the columns of their Parquet files.
+        ``predictions`` and ``sets`` with the columns of their Parquet files.
     context : ReportContext
         What was audited.
 
@@ -39,7 +40,7 @@ def render_robustness(result: RobustnessResult, context: ReportContext) -> str:
         One self-contained HTML page.
     """
     reading = read(result.predictions, context)
-    heads = _flip_set_heads(result.flip_sets)
+    heads = _flip_set_heads(result.sets, reading)
     return render(
         "robustness.html",
         title="Robustness audit",
@@ -52,7 +53,7 @@ def render_robustness(result: RobustnessResult, context: ReportContext) -> str:
         places=_places(reading, context),
         turns=_turns(reading, context),
         fragile=_most_fragile(reading, heads, context),
-        recurring=_recurring(result.flip_sets, reading),
+        recurring=_recurring(result.sets, reading),
         table=_table(reading, heads).payload() if len(reading.frame) else None,
         row_limit=ROW_LIMIT,
     )
@@ -259,12 +260,16 @@ def _turns(reading: Reading, context: ReportContext) -> list[dict[str, Any]]:
     return records
 
 
-def _flip_set_heads(flip_sets: pd.DataFrame) -> dict[Any, pd.DataFrame]:
-    """Return the first few labels of each row's flip set, strongest first, by row id."""
-    if flip_sets.empty:
-        return {}
-    head = flip_sets.sort_values("rank", kind="stable").groupby("row_id", sort=False).head(_LABELS_SHOWN)
-    return dict(iter(head.groupby("row_id", sort=False)))
+def _flip_set_heads(sets: FlipTable, reading: Reading) -> dict[Any, pd.DataFrame]:
+    """Return the first few labels of the flip set of each row that is shown, strongest first, by row id."""
+    heads: dict[Any, pd.DataFrame] = {}
+    size = reading.frame["shown"]
+    shown = reading.frame.loc[size <= size.nsmallest(ROW_LIMIT).max(), "row_id"]
+    for part in sets.parts():
+        head = part[part["rank"] <= _LABELS_SHOWN].sort_values("rank", kind="stable")
+        head = head[head["row_id"].isin(shown)]
+        heads |= dict(iter(head.groupby("row_id", sort=False)))
+    return heads
 
 
 def _most_fragile(reading: Reading, heads: dict[Any, pd.DataFrame], context: ReportContext) -> list[dict[str, Any]]:
@@ -290,13 +295,19 @@ def _most_fragile(reading: Reading, heads: dict[Any, pd.DataFrame], context: Rep
     return items
 
 
-def _recurring(flip_sets: pd.DataFrame, reading: Reading) -> list[dict[str, Any]]:
+def _recurring(sets: FlipTable, reading: Reading) -> list[dict[str, Any]]:
     """Return the training labels that stand in most flip sets, where any stands in more than one."""
-    if flip_sets.empty or len(reading.found) < 2:
+    if not len(sets) or len(reading.found) < 2:
         return []
-    groups = flip_sets.groupby("train_id", sort=False)
-    counts = groups.size().sort_values(ascending=False, kind="stable").head(8)
-    first = groups[["train_label", "new_label"]].first().loc[counts.index]
+    counts: Any = None
+    first: Any = None
+    for part in sets.parts():
+        groups = part.groupby("train_id", sort=False)
+        more, seen = groups.size(), groups[["train_label", "new_label"]].first()
+        counts = more if counts is None else counts.add(more, fill_value=0)
+        first = seen if first is None else pd.concat([first, seen[~seen.index.isin(first.index)]])
+    counts = counts.reindex(first.index).astype(int)  # in the order of their first appearance, which breaks ties
+    counts = counts.sort_values(ascending=False, kind="stable").head(8)
     return [
         {
             "train_id": train_id,

@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
+from mlflow_relabel_audit.analyses.flip_table import FlipTable
 from mlflow_relabel_audit.tracking.outputs import Artifact, Metric, Output
 from mlflow_relabel_audit.tracking.resolve import ResolvedModel
 from mlflow_relabel_audit.tracking.store import FOLDER, Store
@@ -26,11 +30,20 @@ def text_file(folder: Path, path: str, content: str) -> Artifact:
     return Artifact(path, file)
 
 
-def parquet_file(folder: Path, path: str, frame: pd.DataFrame) -> Artifact:
-    """Write one table below ``folder``; a column of mixed types, which parquet does not hold, as text."""
+def parquet_file(folder: Path, path: str, table: pd.DataFrame | FlipTable) -> Artifact:
+    """Write one table below ``folder``, part by part; a column of mixed types, which parquet does not hold, as text."""
     file = _place(folder, path)
-    mixed = [name for name in frame if pd.api.types.infer_dtype(frame[name]).startswith("mixed")]
-    frame.astype(dict.fromkeys(mixed, str)).to_parquet(file, index=False)
+    parts = table.parts if isinstance(table, FlipTable) else partial(iter, [table])
+    mixed: set[str] = set()
+    for part in parts():
+        mixed |= {str(name) for name in part if pd.api.types.infer_dtype(part[name]).startswith("mixed")}
+    writer: Any = None
+    for part in parts():
+        schema = None if writer is None else writer.schema
+        arrow = pa.Table.from_pandas(part.astype(dict.fromkeys(mixed, str)), schema=schema, preserve_index=False)
+        writer = writer or pq.ParquetWriter(file, arrow.schema)
+        writer.write_table(arrow)
+    writer.close()
     return Artifact(path, file)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from mlflow_relabel_audit.analyses.findings import Finding
+from mlflow_relabel_audit.analyses.flip_table import FlipTable
 from mlflow_relabel_audit.reports import ReportContext
 from tests.reports.samples import (
     bias_result,
@@ -83,7 +84,8 @@ def hostile_robustness() -> SimpleNamespace:
         row_id=objects(ids[int(i) - 1000] for i in result.flip_sets["row_id"]),
         train_id=objects(ids[int(i) % len(ids)] for i in result.flip_sets["train_id"]),
     )
-    return SimpleNamespace(predictions=predictions, flip_sets=flip_sets, summary=result.summary)
+    sets = FlipTable.of(flip_sets)
+    return SimpleNamespace(predictions=predictions, sets=sets, flip_sets=flip_sets, summary=result.summary)
 
 
 def hostile_contest() -> SimpleNamespace:

@@ -11,6 +11,7 @@ import pandas as pd
 from mlflow_relabel_audit.analyses.bias import BiasResult, bias_audit
 from mlflow_relabel_audit.analyses.compare import CompareResult, compare
 from mlflow_relabel_audit.analyses.findings import Finding
+from mlflow_relabel_audit.analyses.flip_table import FlipTable
 from mlflow_relabel_audit.reports import ReportContext
 
 N_TRAIN = 426
@@ -84,7 +85,7 @@ def robustness_result(
             )
     flip_sets = pd.DataFrame(rows, columns=["row_id", "rank", "train_id", "train_label", "new_label", "influence"])
     summary = {"k_median": float(np.median(k)) if n else float("nan")}
-    return SimpleNamespace(predictions=predictions, flip_sets=flip_sets, summary=summary)
+    return SimpleNamespace(predictions=predictions, sets=FlipTable.of(flip_sets), flip_sets=flip_sets, summary=summary)
 
 
 def with_context(**changes) -> ReportContext:
