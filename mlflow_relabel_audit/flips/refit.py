@@ -242,6 +242,8 @@ class RefitBlock:
             self._rho[slot] = 0.0
         self._cells = None
         if self.effect.linear:
+            if not index:  # from nothing to nothing
+                return
             outputs = np.concatenate([each for each in output if each is not None]) if self.rows.outputs > 1 else None
             where = np.concatenate(index)
             self.gradient += self.rows.spread(
