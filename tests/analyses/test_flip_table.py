@@ -25,7 +25,7 @@ IDS = [f"row {i}" for i in range(200)]
 
 @pytest.fixture
 def auditor(monkeypatch: pytest.MonkeyPatch) -> Auditor:
-    monkeypatch.setattr(order, "block_width", lambda rows: 7)
+    monkeypatch.setattr(order, "block_width", lambda *_: 7)
     return Auditor(LogisticRegression().fit(X, Y), X, Y, row_ids=IDS)
 
 
