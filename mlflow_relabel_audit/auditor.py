@@ -200,8 +200,9 @@ class Auditor:
 
         Parameters
         ----------
-        X_eval : array, frame, series or CSR matrix of T rows
-            as the estimator's predict takes them.
+        X_eval : array, frame, series or CSR matrix of T rows, or a ParquetSource
+            as the estimator's predict takes them. Under a memory limit, or with Dask, they are transformed a block at
+            a time.
         y_eval : array-like of shape (T,), optional
             their true labels, for the columns ``label`` and ``correct``.
         verify : bool
@@ -225,7 +226,8 @@ class Auditor:
         -------
         RobustnessResult
         """
-        evaluation = self.evaluation_rows(X_eval)
+        # where training rows are not one array here, the others are not made one either
+        evaluation = inputs.evaluation_rows(self.problem, self._transformer, X_eval, passing=not self.rows.held)
         labels = None if y_eval is None else inputs.evaluation_labels(self.problem, y_eval, evaluation.n)
         if certify not in (True, False, "gram"):
             raise RequestError(f"certify: got {certify!r}; pass True, False or 'gram'")

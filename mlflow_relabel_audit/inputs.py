@@ -14,7 +14,7 @@ import sklearn
 
 from mlflow_relabel_audit.errors import RequestError, UnsupportedModelError
 from mlflow_relabel_audit.problem import FloatArray, Problem, as_matrix
-from mlflow_relabel_audit.rows import ClusterStore, MemoryStore, ParquetSource, Rows, Spool
+from mlflow_relabel_audit.rows import ClusterStore, MemoryStore, ParquetSource, PassingStore, Rows, Spool
 
 CHUNK_ROWS = 2**16
 """Most rows that are transformed at once where they are not kept in memory."""
@@ -48,8 +48,7 @@ def training_rows(
     expected = problem.features
     kept: Any
     if dask is not None:
-        head = X.read(0, 2) if isinstance(X, ParquetSource) else next(chunks(X, 1, 1))[:2]
-        source = X if isinstance(X, ParquetSource) else indexable(X)
+        source, head = _source(X)
         transform = partial(_transform, transformer)
         kept = ClusterStore(dask, source, transform, transform(head), problem.intercept)
     elif memory_limit is None:
@@ -165,8 +164,10 @@ def byte_size(size: int | str) -> int:
     return int(float(found[1]) * unit ** " kmgt".index(found[2].lower() or " "))
 
 
-def evaluation_rows(problem: Problem, transformer: Any, X: Any) -> Rows:
+def evaluation_rows(problem: Problem, transformer: Any, X: Any, *, passing: bool = False) -> Rows:
     """Rows to predict through the transformer steps; their labels are unknown.
+
+    With ``passing`` they are transformed a block at a time when they are asked for, and not kept.
 
     Raises
     ------
@@ -174,15 +175,30 @@ def evaluation_rows(problem: Problem, transformer: Any, X: Any) -> Rows:
         The transformer refuses them, or they have not the model's number of features.
     """
     expected = problem.features
-    if np.shape(X)[:1] == (0,):  # transformers refuse a table without rows
-        return Rows(
-            np.zeros((0, expected)), np.zeros(0), np.zeros(0), intercept=problem.intercept, outputs=problem.outputs
-        )
-    features = _transform(transformer, whole(X))
-    if features.shape[1] != expected:
-        raise RequestError(f"evaluation rows: got {features.shape[1]} features; the model takes {expected}")
-    count = features.shape[0]
+    features: Any
+    if (len(X) if isinstance(X, ParquetSource) else np.shape(X)[:1]) in (
+        0,
+        (0,),
+    ):  # transformers refuse a table without rows
+        features = np.zeros((0, expected))
+    elif passing:
+        source, head = _source(X)
+        transform = partial(_transform, transformer)
+        features = PassingStore(source, transform, transform(head), problem.intercept)
+    else:
+        features = _transform(transformer, whole(X))
+    count, width = features.shape
+    if width != expected:
+        raise RequestError(f"evaluation rows: got {width} features; the model takes {expected}")
     return Rows(features, np.full(count, np.nan), np.ones(count), intercept=problem.intercept, outputs=problem.outputs)
+
+
+def _source(X: Any) -> tuple[Any, Any]:
+    """Rows that can be cut, and the first two of them."""
+    if isinstance(X, ParquetSource):
+        return X, X.read(0, 2)
+    source = indexable(X)
+    return source, (source.iloc if isinstance(source, (pd.DataFrame, pd.Series)) else source)[:2]
 
 
 def _transform(transformer: Any, X: Any) -> Any:

@@ -1,0 +1,80 @@
+"""Rows that pass by: transformed a block at a time when they are asked for, and not kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, cast
+
+import scipy.sparse as sp
+
+from mlflow_relabel_audit.errors import StoreError
+from mlflow_relabel_audit.rows.block import RowBlock
+from mlflow_relabel_audit.rows.memory import as_features
+from mlflow_relabel_audit.rows.store import Call, Join, Step, fold, walk
+
+PASSING_BYTES = 2**23
+"""Dense bytes of a block."""
+
+
+class PassingStore:
+    """Blocks of which the last one asked for is held: for rows that are read in order, once or twice.
+
+    Parameters
+    ----------
+    source : ParquetSource, frame, series, CSR matrix or ndarray
+    transform : callable
+        from rows as the model's fit took them to features.
+    like
+        what it makes of the first rows.
+    intercept : bool
+    """
+
+    local = True
+    beside = 0
+    room: int | None = None
+
+    def __init__(self, source: Any, transform: Callable[[Any], Any], like: Any, intercept: bool) -> None:
+        self._source, self._transform, self._intercept = source, transform, intercept
+        sample = as_features(like)
+        n = len(source) if hasattr(source, "read") else source.shape[0]
+        self.shape: tuple[int, int] = (n, sample.shape[1])
+        self.sparse, self.dtype = bool(sp.issparse(sample)), sample.dtype
+        self.nnz = n * sample.shape[1]
+        length = max(64, PASSING_BYTES // (8 * max(sample.shape[1], 1)))
+        self.bounds: Sequence[tuple[int, int]] = [(start, min(start + length, n)) for start in range(0, n, length)] or [
+            (0, 0)
+        ]
+        self._last: tuple[int, RowBlock] | None = None
+
+    def block(self, number: int) -> RowBlock:
+        """One block, transformed anew unless it was the last one.
+
+        Raises
+        ------
+        StoreError
+            It has other columns than the first rows.
+        """
+        if self._last is None or self._last[0] != number:
+            start, stop = self.bounds[number]
+            if hasattr(self._source, "read"):
+                rows = self._source.read(start, stop)
+            else:
+                rows = (self._source.iloc if hasattr(self._source, "iloc") else self._source)[start:stop]
+            features = as_features(self._transform(rows))
+            if features.shape[1] != self.shape[1]:
+                raise StoreError(
+                    f"rows {start} to {stop}: got {features.shape[1]} features, the first rows have {self.shape[1]}; "
+                    "write them again with the same columns throughout"
+                )
+            self._last = number, RowBlock(features, self._intercept)
+        return self._last[1]
+
+    def map(self, step: Step, calls: Iterable[Call], along: Sequence[Any], arguments: tuple[Any, ...]) -> Iterator[Any]:
+        """Run the step on block after block."""
+        return walk(self.block, self.bounds, step, calls, along, arguments)
+
+    def reduce(
+        self, step: Step, calls: Iterable[Call], along: Sequence[Any], arguments: tuple[Any, ...], join: Join
+    ) -> tuple[Any, ...] | None:
+        """Run the step on block after block and join the results."""
+        return cast("tuple[Any, ...] | None", fold(self, step, calls, along, arguments, join))
