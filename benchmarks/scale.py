@@ -36,6 +36,7 @@ from mlflow_relabel_audit.flips.search import VerifiedSearch
 
 ROW_GROUP = 50_000
 L2 = 100.0
+STAGES = ("estimate", "estimate CPU", "search", "search CPU")
 
 
 def alone(work: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
@@ -59,14 +60,25 @@ def _send(pipe: Any, work: Callable[..., dict[str, Any]], arguments: tuple[Any, 
 
 
 def audit(folder: Path, tests: int, searched: int, options: dict[str, Any], rows: int | None = None) -> dict[str, Any]:
-    """Seconds of each stage on the rows of a folder; k of the searched predictions beside them."""
+    """Seconds of each stage on the rows of a folder, of the wall and of CPU; k of the searched predictions beside them.
+
+    CPU seconds are those of this process and of the workers' together; other loads stretch the wall alone.
+    """
     seconds: dict[str, Any] = {}
 
+    def spent() -> float:
+        client = None if auditor is None else getattr(auditor.rows.store, "client", None)
+        return time.process_time() + (0.0 if client is None else sum(client.run(time.process_time).values()))
+
     def clock(name: str, work: Callable[[], Any]) -> Any:
-        began = time.perf_counter()
+        before, began = spent(), time.perf_counter()
         out = work()
         seconds[name] = time.perf_counter() - began
+        if auditor is not None:
+            seconds[f"{name} CPU"] = spent() - before
         return out
+
+    auditor: Any = None
 
     with np.load(folder / "model.npz") as kept:
         model, asked = _model(kept), kept["tests"][:tests]
@@ -213,13 +225,14 @@ def drawn(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def on_dask(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """One and two worker processes, a thread each, beside one process with as many threads."""
+    """One and two worker processes, a thread each, beside the same in one process of one thread."""
     import distributed
 
     if not list(folder.glob("model-*.npz")):
         write_flights(options.data, folder)
     rows = max(int(path.stem.split("-")[1]) for path in folder.glob("model-*.npz"))
-    results = {}
+    results = {"in memory": alone(audit, point(folder, rows), options.tests, options.searched, {}, rows)}
+    show("in memory", results["in memory"])
     for workers in (1, 2):
         with distributed.LocalCluster(
             n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None
@@ -229,6 +242,12 @@ def on_dask(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 audit, point(folder, rows), options.tests, options.searched, extra, rows
             )
             show(f"{workers} worker(s)", results[f"{workers} worker(s)"])
+    base = results["in memory"]
+    for name, found in results.items():
+        ratios = [
+            f"{stage} {found[stage] / base[stage]:.2f}" for stage in (*STAGES, *(f"{each} CPU" for each in STAGES))
+        ]
+        print(f"{name} over memory: {', '.join(ratios)}; same k: {found['k'] == base['k']}")
     return results
 
 
