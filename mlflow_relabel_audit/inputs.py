@@ -176,10 +176,8 @@ def evaluation_rows(problem: Problem, transformer: Any, X: Any, *, passing: bool
     """
     expected = problem.features
     features: Any
-    if (len(X) if isinstance(X, ParquetSource) else np.shape(X)[:1]) in (
-        0,
-        (0,),
-    ):  # transformers refuse a table without rows
+    empty = not len(X) if isinstance(X, ParquetSource) else np.shape(X)[:1] == (0,)
+    if empty:  # transformers refuse a table without rows
         features = np.zeros((0, expected))
     elif passing:
         source, head = _source(X)
