@@ -22,7 +22,7 @@ from mlflow_relabel_audit.curvature.elimination import Elimination
 from mlflow_relabel_audit.problem import FloatArray, IntArray
 from mlflow_relabel_audit.rows import RowBlock, Rows
 
-MIRROR = 512
+MIRROR = 128
 FEW = 16
 """A right side is sparse where at most one in so many of its entries is not zero."""
 PAIRS = 2**20

@@ -64,9 +64,9 @@ class _Laid:
     ----------
     kept : Kept
     placed : ndarray of shape (B,)
-        marks of the columns whose margins and curvature are right.
+        marks of the columns whose margins are right.
     known : ndarray of shape (B,)
-        the same where response and reference are right too, else `UNKNOWN`.
+        the same where the response is right too, else `UNKNOWN`.
     moves : int
         how often the margins have been moved.
     imaged : int
@@ -127,16 +127,15 @@ def evaluate(
 
 
 def _work_out(block: RowBlock, rows: RefitRows, kept: Kept, slots: IntArray, theta: FloatArray, u: FloatArray) -> None:
-    """Margins at ``theta``, response and reference of some columns, their image zero: there is nothing to move."""
+    """Margins at ``theta`` and response of some columns, their image zero: there is nothing to move."""
     columns, few = rows.weighing.columns(slots, theta.shape[1] // rows.outputs), len(slots)
     both = np.concatenate([theta[:, columns], u[:, columns]], axis=1)
-    for lines, piece, part in rows.among(slots, theta.shape[1] // rows.outputs).pieces(block, both.shape[1]):
+    for lines, piece, _ in rows.pieces(block, both.shape[1]):
         product = piece.margins(both)
         kept.z[lines, slots] = product[:, : len(columns)].reshape(-1, few)
         response = product[:, len(columns) :].reshape(-1, few)
         # an upper bound where it is kept in float32, which may round down
         kept.response[lines, slots] = response if rows.outputs > 1 else np.abs(response) * (1.0 + 2.0**-22)
-        kept.reference[lines, slots] = part.references(few)
     kept.image[:, slots] = 0.0
 
 
@@ -150,11 +149,8 @@ def bend(block: RowBlock, rows: RefitRows, theta: FloatArray, direction: FloatAr
     missing = np.flatnonzero(placed == UNKNOWN)
     if missing.size:
         columns = rows.weighing.columns(missing, width)
-        for lines, piece, part in rows.among(missing, width).pieces(block, 3 * len(columns)):
-            z = piece.margins(theta[:, columns]).reshape(-1, len(missing))
-            curvature = np.empty(z.shape)
-            part.residual(z, curvature)
-            laid.kept.z[lines, missing], laid.kept.curvature[lines, missing] = z, curvature
+        for lines, piece, _ in rows.pieces(block, 3 * len(columns)):
+            laid.kept.z[lines, missing] = piece.margins(theta[:, columns]).reshape(-1, len(missing))
     found = passes.bend(block, rows.with_kept(laid.kept), theta, direction)
     known = np.where(placed == UNKNOWN, UNKNOWN, laid.known)
     _laid(ticket, _Laid(laid.kept, ticket.marks, known, ticket.moves, ticket.moves))

@@ -1,9 +1,9 @@
 """The passes of the simultaneous refits over the rows, block by block (see `refit`).
 
-A pass needs, for every row and column, the margin z, its image along the descent direction, the curvature weight,
-the response and the reference weight. Where they fit in memory they are kept beside the rows between passes
-(`refit_rows.Kept`); where they do not, or the rows are in other processes, every pass computes them anew from the
-columns' coefficients, by one wider product.
+A pass needs, for every row and column, the margin z, its image along the descent direction and the response, which
+are products. Where they fit in memory they are kept beside the rows between passes (`refit_rows.Kept`); where they do
+not, or the rows are in other processes, every pass computes them anew from the columns' coefficients, by one wider
+product. Curvature weights follow from z, and the reference's are the fitted point's but for some rows of some columns.
 
 Coefficients come side by side, shape (coordinates, M B), the B columns of each of M outputs next to one another, so
 that a product of shape (rows, M B) is also one of shape (rows M, B): a line for every row and output (`likelihood`).
@@ -22,6 +22,7 @@ from mlflow_relabel_audit.likelihood import Likelihood
 from mlflow_relabel_audit.problem import FloatArray, IntArray
 from mlflow_relabel_audit.rows import RowBlock
 
+TINY = float(np.finfo(float).tiny)
 Pass = Callable[..., tuple[FloatArray, ...]]
 """``work(block, rows, *arguments)``, the rows a block's `RefitRows`."""
 
@@ -61,18 +62,16 @@ def evaluate(
     both = None if rows.kept is not None else np.concatenate([theta, u], axis=1)
     for _, piece, part in rows.pieces(block, 3 * columns):
         if part.kept is not None:
-            z, curvature = part.kept.z, part.kept.curvature
-            response, reference = part.kept.response, part.kept.reference
+            z, response = part.kept.z, part.kept.response
             if step is not None:
                 z += step * part.kept.image
         else:
             assert both is not None
             product = piece.margins(both)
             z, response = product[:, :columns].reshape(-1, width), product[:, columns:].reshape(-1, width)
-            curvature = np.empty(z.shape)
-            reference = part.references(width)
+        curvature = np.empty(z.shape)
         gradient += piece.pull(part.residual(z, curvature).reshape(-1, columns))
-        _prove_sums(likelihood, curvature, reference, response, part.squares, q, c, least, short)
+        _prove_sums(likelihood, curvature, part.references(width), response, part.squares, q, c, least, short)
     return gradient, q, c, short, least
 
 
@@ -92,15 +91,19 @@ def _prove_sums(
 ) -> None:
     weighted = likelihood.product(curvature, response)
     c += np.einsum("ij,ij->j", weighted, response)
-    ratio = np.divide(curvature, reference, out=np.ones_like(curvature), where=reference > 0)
-    np.minimum(least, ratio.min(axis=0), out=least)
+    scratch = np.ones_like(curvature)
+    np.divide(curvature, reference, out=scratch, where=reference > 0)
+    np.minimum(least, scratch.min(axis=0), out=least)
     for level, value in enumerate(SPECTRAL_LEVELS):
-        short[level] += squares @ np.maximum(value * reference - curvature, 0.0)
+        np.subtract(value * reference, curvature, out=scratch)
+        np.maximum(scratch, 0.0, out=scratch)
+        short[level] += squares @ scratch
     away = likelihood.difference(reference, curvature, response, weighted)
     away *= away
     with np.errstate(over="ignore"):  # a row whose curvature is gone: nothing can be proved, and inf says so
-        np.divide(away, np.maximum(curvature, np.finfo(float).tiny), out=weighted)
-        q += weighted.sum(axis=0)
+        np.maximum(curvature, TINY, out=scratch)
+        away /= scratch
+        q += away.sum(axis=0)
 
 
 def bend(block: RowBlock, rows: RefitRows, theta: FloatArray, direction: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -108,12 +111,7 @@ def bend(block: RowBlock, rows: RefitRows, theta: FloatArray, direction: FloatAr
     width = theta.shape[1] // rows.outputs
     total, longest = np.zeros(width), np.zeros(width)
     for part, image, z in _images(block, rows, theta, direction, reuse=False):
-        if part.kept is not None:
-            curvature = part.kept.curvature
-        else:
-            curvature = np.empty(image.shape)
-            part.residual(z, curvature)
-        scaled = rows.weighing.likelihood.product(curvature, image)
+        scaled = rows.weighing.likelihood.product(part.curvature(z), image)
         total += np.einsum("ij,ij->j", scaled, image)
         np.maximum(longest, np.abs(image).max(axis=0), out=longest)
     return total, longest

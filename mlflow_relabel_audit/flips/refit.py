@@ -101,7 +101,8 @@ class RefitBlock:
         self.kappa = np.ones(width)
         self._q = np.zeros(width)
         self._c = np.zeros(width)
-        self._cells: tuple[Cells, Cells] | None = None
+        self._sets: Cells | None = None  # the relabelled cells of all columns, and their references' own weights
+        self._references: Cells | None = None
 
     # -- filling and emptying columns -----------------------------------------------------------------------
 
@@ -130,10 +131,12 @@ class RefitBlock:
             else:
                 assert response is not None
                 self._kept.response[:, slots] = response.T
-            self._kept.reference[:, slots] = self.point.diagonal[:, None]
+            if self._kept.reference is not None:
+                self._kept.reference[:, slots] = self.point.diagonal[:, None]
         for slot in slots:
             self._own[slot] = None
             self._own_index[slot], self._own_weight[slot] = np.zeros(0, dtype=np.int64), np.zeros(0)
+        self._references = None
         self._leverage_scale[slots] = 1.0
         self._norm_max[slots] = self._shared_norm_max
         self._target_norm[slots] = np.sqrt(np.maximum(np.einsum("ij,ij->j", targets, u), 0.0))
@@ -144,7 +147,6 @@ class RefitBlock:
         self.theta[:, slots] = self.point.theta[:, None]
         if self._kept is not None:
             self._kept.z[:, slots] = self.point.margin[:, None]
-            self._kept.curvature[:, slots] = self.point.diagonal[:, None]
         self.gradient[:, slots] = 0.0
         self._rho[slots] = self._epsilon[slots] = self._stray[slots] = self._q[slots] = 0.0
         self._conditioned[:, slots] = self._solved[:, slots] = 0.0
@@ -154,7 +156,7 @@ class RefitBlock:
             self.relabelled[slot] = Relabelling.none()
             # against an own reference nothing is known here yet
             self.kappa[slot] = 1.0 if self._own[slot] is None else 0.0
-        self._cells = None
+        self._sets = None
 
     def refresh(self, slot: int, count: int) -> None:
         """Give a column a reference of its own: H with the rows whose curvature changed most as they are now.
@@ -179,12 +181,14 @@ class RefitBlock:
         self._own[slot], self.u[:, slot] = own, u
         self._moment.change(np.array([slot]))
         if self._kept is not None:
+            if self._kept.reference is None:
+                self._kept.reference = np.repeat(fitted[:, None], self.width, axis=1)
             self._kept.reference[:, slot] = reference
             # float32 may round down, a bound may not
             self._kept.response[:, slot] = response if rows.outputs > 1 else np.abs(response) * (1.0 + 2.0**-22)
         else:
             self._own_index[slot], self._own_weight[slot] = index, reference[index]
-        self._cells = None
+            self._references = None
         self._target_norm[slot] = math.sqrt(max(float(self.targets[:, slot] @ u), 0.0))
         below = spectral_bound(reference, fitted, self._square_row_norms)
         self._leverage_scale[slot] = 1.0 / below if below > LEAST_KAPPA else np.inf
@@ -213,7 +217,7 @@ class RefitBlock:
         self.relabelled = [self.relabelled[slot] for slot in slots]
         for name in ("_own", "_own_index", "_own_weight"):
             setattr(self, name, [getattr(self, name)[slot] for slot in slots])
-        self._cells = None
+        self._sets = self._references = None
 
     # -- the relabelled sets ---------------------------------------------------------------------------------
 
@@ -240,7 +244,7 @@ class RefitBlock:
                 amount.append(sign * moved)
             self.relabelled[slot] = new
             self._rho[slot] = 0.0
-        self._cells = None
+        self._sets = None
         if self.effect.linear:
             if not index:  # from nothing to nothing
                 return
@@ -267,11 +271,12 @@ class RefitBlock:
 
     def _cells_in(self, start: int, stop: int) -> tuple[OwnCells]:
         """What the rows ``start:stop`` are told: their relabelled cells, own references, what is kept."""
-        if self._cells is None:
+        if self._sets is None:
             labels = [part.label.astype(np.float64) for part in self.relabelled]
-            sets = Cells.of([part.index for part in self.relabelled], labels)
-            self._cells = sets, Cells.of(self._own_index, self._own_weight)
-        sets, references = self._cells
+            self._sets = Cells.of([part.index for part in self.relabelled], labels)
+        if self._references is None:
+            self._references = Cells.of(self._own_index, self._own_weight)
+        sets, references = self._sets, self._references
         first, last = start * self.rows.outputs, stop * self.rows.outputs
         kept = None if self._kept is None else self._kept.part(first, last)
         return (OwnCells(sets.part(start, stop), references.part(first, last), kept, self._moment.ticket(start)),)
@@ -291,18 +296,16 @@ class RefitBlock:
 
     def _curvature_of(self, slot: int) -> FloatArray:
         """Curvature weights of one column where it stands, shape (n M,)."""
-        if self._kept is not None:
-            return self._kept.curvature[:, slot]
         rows, relabelled = self.rows, self.relabelled[slot]
         cells = Cells.of([relabelled.index], [relabelled.label.astype(np.float64)])
         only = RefitRows(
             rows.y, rows.base_weight, self.point.weight, self.point.diagonal, self._square_row_norms,
             self._weighing().among(np.array([slot])), cells, Cells.of([]), None,
         )  # fmt: skip
-        out = np.empty((rows.n * rows.outputs, 1))
-        only.residual(rows.margins(self.theta[:, [slot]]), out)
+        if self._kept is not None:
+            return only.curvature(self._kept.z[:, [slot]])[:, 0]
         self.products += 1
-        return out[:, 0]
+        return only.curvature(rows.margins(self.theta[:, [slot]]))[:, 0]
 
     def _evaluate(self, slots: IntArray | None = None, step: FloatArray | None = None) -> None:
         """One pass: move z by ``step`` times the image, then gradient, curvature weights and the proof's sums."""

@@ -13,8 +13,8 @@ from mlflow_relabel_audit.likelihood import Likelihood
 from mlflow_relabel_audit.problem import FloatArray, IntArray
 from mlflow_relabel_audit.rows import RowBlock, Rows
 
-BYTES = 36
-"""Of what is kept for one row and column."""
+BYTES = 28
+"""Of what is kept for one row and column at most."""
 KEPT_BYTES = 2**28
 """What is kept beside the rows between passes at most; beyond that, passes compute it anew."""
 EVEN = 0.6
@@ -34,38 +34,43 @@ def columns_beside(rows: Rows) -> int:
 
 
 class Kept:
-    """What is kept beside the rows for each of B columns, every array of shape (n M, B)."""
+    """What is kept beside the rows for each of B columns, every array of shape (n M, B).
 
-    NAMES = ("z", "image", "curvature", "response", "reference")
+    The reference is there once a column has one of its own, where the columns are this process's.
+    """
+
+    NAMES = ("z", "image", "response", "reference")
 
     def __init__(
-        self, z: FloatArray, image: FloatArray, curvature: FloatArray, response: FloatArray, reference: FloatArray
+        self, z: FloatArray, image: FloatArray, response: FloatArray, reference: FloatArray | None = None
     ) -> None:
-        self.z, self.image, self.curvature = z, image, curvature
-        self.response, self.reference = response, reference
+        self.z, self.image, self.response, self.reference = z, image, response, reference
 
     @classmethod
     def empty(cls, lines: int, width: int, precision: type[np.floating[Any]]) -> Kept:
         """Zeros; the response in ``precision``."""
-        z, image, curvature, reference = (np.zeros((lines, width)) for _ in range(4))
-        return cls(z, image, curvature, np.zeros((lines, width), dtype=precision), reference)
+        return cls(np.zeros((lines, width)), np.zeros((lines, width)), np.zeros((lines, width), dtype=precision))
 
     def part(self, start: int, stop: int) -> Kept:
         """The lines ``start:stop``, sharing memory."""
-        return Kept(*(getattr(self, name)[start:stop] for name in self.NAMES))
+        return Kept(*(part[start:stop] for part in self._arrays()))
+
+    def _arrays(self) -> list[FloatArray]:
+        held = [getattr(self, name) for name in self.NAMES]
+        return [part for part in held if part is not None]
 
     @property
     def nbytes(self) -> int:
         """Memory taken."""
-        return sum(int(getattr(self, name).nbytes) for name in self.NAMES)
+        return sum(int(part.nbytes) for part in self._arrays())
 
     def columns(self, slots: IntArray) -> Kept:
         """Only these columns."""
-        return Kept(*(np.ascontiguousarray(getattr(self, name)[:, slots]) for name in self.NAMES))
+        return Kept(*(np.ascontiguousarray(part[:, slots]) for part in self._arrays()))
 
     def narrow(self, slots: IntArray) -> None:
         """Drop every column but these, one array after the other, so that never two sets of them are held."""
-        for name in self.NAMES:
+        for name in self.NAMES[: len(self._arrays())]:
             setattr(self, name, np.ascontiguousarray(getattr(self, name)[:, slots]))
 
 
@@ -88,7 +93,9 @@ class Cells:
 
     def part(self, start: int, stop: int) -> Cells:
         """The cells of rows ``start:stop``, counted from ``start``."""
-        low, high = np.searchsorted(self.row, (start, stop))
+        if not self.row.size:
+            return self
+        low, high = self.row.searchsorted((start, stop))
         return Cells(self.row[low:high] - start, self.column[low:high], self.value[low:high])
 
     def among(self, slots: IntArray, width: int) -> Cells:
@@ -227,23 +234,45 @@ class RefitRows:
 
     def residual(self, z: FloatArray, curvature: FloatArray) -> FloatArray:
         """``s (p - y)`` under each column's labels, shape (rows M, B); fills ``curvature`` with c (`likelihood`)."""
+        likelihood = self.weighing.likelihood
+        probability, weights, cells = self._curve(z, curvature)
+        out = probability - likelihood.targets(self.y)[:, None]
+        out *= weights
+        if cells is not None:
+            lines, across, at, own = cells
+            out[lines, across] = own * (at - likelihood.targets(self.relabelled.value).reshape(at.shape))
+        return np.asarray(out)
+
+    def curvature(self, z: FloatArray) -> FloatArray:
+        """Curvature weights under each column's labels, shape (rows M, B)."""
+        out = np.empty(z.shape)
+        self._curve(z, out)
+        return out
+
+    def _curve(
+        self, z: FloatArray, curvature: FloatArray
+    ) -> tuple[FloatArray, FloatArray, tuple[IntArray, IntArray, FloatArray, FloatArray] | None]:
+        """Fill ``curvature``; returns probabilities, the weights at the labels as they were given, relabelled cells.
+
+        Those by line and column, with their probabilities and weights, shape (cells, M).
+        """
         likelihood, by_class = self.weighing.likelihood, self.weighing.by_class
         weights = likelihood.weights(self.base, by_class, self.y) if self.weighing.balanced else self.weight[:, None]
         probability = likelihood.probability(z)
-        out = probability - likelihood.targets(self.y)[:, None]
-        out *= weights
         likelihood.fill_curvature(probability, weights, curvature)
         where, column, label = self.relabelled.row, self.relabelled.column, self.relabelled.value
-        if where.size:
-            lines, across = where[:, None] * self.outputs + np.arange(self.outputs), column[:, None]
-            own = likelihood.cell_weights(self.base[where], by_class, label, column)
-            at = probability[lines, across]
-            out[lines, across] = own * (at - likelihood.targets(label).reshape(at.shape))
-            curvature[lines, across] = likelihood.curvature(at, own)
-        return np.asarray(out)
+        if not where.size:
+            return probability, weights, None
+        lines, across = where[:, None] * self.outputs + np.arange(self.outputs), column[:, None]
+        own = likelihood.cell_weights(self.base[where], by_class, label, column)
+        at = probability[lines, across]
+        curvature[lines, across] = likelihood.curvature(at, own)
+        return probability, weights, (lines, across, at, own)
 
     def references(self, width: int) -> FloatArray:
         """Reference weights of every column: the fitted point's, and a column's own where it has any."""
+        if self.kept is not None and self.kept.reference is not None:
+            return self.kept.reference
         own = self.reference
         if not own.row.size:
             return self.fitted[:, None]

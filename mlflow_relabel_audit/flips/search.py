@@ -33,6 +33,8 @@ MAX_REFRESHES = 20
 REFERENCE_ENTRIES = 60_000
 WIDENING = 8
 """How many times more rows every next reference of a column follows."""
+LOADED = 8
+"""Columns whose responses are copied at once."""
 FREE_AIMS = 6
 """How often an unproved column may change its k before it has to settle the one it is at."""
 
@@ -217,16 +219,27 @@ class VerifiedSearch:
             self._goto(column, column.reach if upper is not None else column.aim(block.margin[t]), block)
             fresh.append(slot)
             sets.append(self._set(column))
+        slots = np.asarray(fresh, dtype=np.intp)
+        together = max(len(slots), 1) if block.response is None else LOADED
+        for start in range(0, len(slots), together):
+            some = slice(start, start + together)
+            self._load(state, slots[some], asked[some], block, scale, row)
         if fresh:
-            response = None
-            if block.response is not None and self.rows.outputs == 1:
-                response = np.abs(block.response[asked, 0])
-                response += np.outer(scale[asked], row)
-            elif state.holds and self.rows.outputs == 1:  # kept in float32, which may round down
-                response = np.abs(self.rows.margins(block.direction[:, asked])).T * (1.0 + 2.0**-22)
-            state.load(np.asarray(fresh), block.targets[:, asked], block.direction[:, asked], response)
-            state.relabel(np.asarray(fresh), sets)
-        return np.asarray(fresh, dtype=np.intp)
+            state.relabel(slots, sets)
+        return slots
+
+    def _load(
+        self, state: RefitBlock, slots: IntArray, asked: IntArray, block: EstimateBlock, scale: FloatArray,
+        row: FloatArray,
+    ) -> None:  # fmt: skip
+        """Start predictions afresh in columns."""
+        response = None
+        if block.response is not None and self.rows.outputs == 1:
+            response = np.abs(block.response[asked, 0])
+            response += np.outer(scale[asked], row)
+        elif state.holds and self.rows.outputs == 1:  # kept in float32, which may round down
+            response = np.abs(self.rows.margins(block.direction[:, asked])).T * (1.0 + 2.0**-22)
+        state.load(slots, block.targets[:, asked], block.direction[:, asked], response)
 
     def _goto(self, column: Bracket, k: int, block: EstimateBlock) -> None:
         """Move a column to k, inside its bracket, growing its order where k outruns it."""

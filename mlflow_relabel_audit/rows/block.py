@@ -10,7 +10,7 @@ import scipy.sparse as sp
 
 from mlflow_relabel_audit.problem import FloatArray, IntArray
 
-PIECE_BYTES = 2**20
+PIECE_BYTES = 2**21
 """Dense bytes of one piece of a block: small enough to stay in cache while it is worked on."""
 KEPT_CUTS = 3
 """Lengths of pieces at which a sparse block's are kept; they are views, with pointers of their own."""
@@ -108,14 +108,13 @@ class RowBlock:
 
     def pull(self, residual: FloatArray) -> FloatArray:
         """Rows' transpose times ``residual``, shape (rows, B) to (p, B)."""
-        pulled = self._transpose() @ residual
+        # turned twice: a product of dense rows with few columns is quicker from this side
+        pulled = self._transpose() @ residual if self.sparse else (residual.T @ self.features).T
         if not self.intercept:
             return np.asarray(pulled)
         return np.concatenate([pulled, residual.sum(axis=0, keepdims=True)])
 
     def _transpose(self) -> Any:
-        if not self.sparse:
-            return self.features.T
         if self._turned is None:
             rows, turned = self.features, sp.csc_matrix(self.features.shape[::-1], dtype=self.features.dtype)
             turned.data, turned.indices, turned.indptr = rows.data, rows.indices, rows.indptr

@@ -56,7 +56,7 @@ def gram(block: RowBlock, diagonal: FloatArray) -> tuple[Any, FloatArray]:
     width = block.features.shape[1]
     inner = np.zeros((width, width))
     pulled = np.zeros((block.p, 1))
-    length = max(512, block.piece_length())
+    length = max(256, block.piece_length())
     buffer = np.empty((min(length, block.rows), width))
     for within, piece in block.pieces(length):
         scaled = np.multiply(piece.features, root[within, None], out=buffer[: piece.rows])
