@@ -93,8 +93,7 @@ def spread(block: RowBlock, index: IntArray, column: IntArray, amount: FloatArra
     length = _gathered_at_once(block.p)
     for start in range(0, len(index), length):
         some = slice(start, start + length)
-        across = _gathering(column[some], amount[some], width)
-        moved = across @ block.take(index[some])
+        moved = _gathered(block.take(index[some]), column[some], amount[some], width)
         out += (moved.toarray() if sp.issparse(moved) else moved).T
     return (out,)
 
@@ -110,7 +109,7 @@ def spread_taken(
     chunk = (np.arange(len(number)) - np.repeat(first, counts)) // _gathered_at_once(taken.shape[1])
     chunks = int(chunk.max()) + 1
     cells, line = np.unique((number * chunks + chunk) * width + column, return_inverse=True)
-    moved = _gathering(line, amount, len(cells)) @ taken
+    moved = _gathered(taken, line, amount, len(cells))
     edges = np.append(np.searchsorted(cells, blocks * chunks * width), len(cells))
     for block, (low, high) in zip(blocks.tolist(), pairwise(edges.tolist()), strict=True):
         part = moved[low:high]
@@ -125,9 +124,12 @@ def _gathered_at_once(p: int) -> int:
     return max(64, PICKED // p)
 
 
-def _gathering(line: IntArray, amount: FloatArray, lines: int) -> Any:
-    """A matrix that sums so many rows, times an amount each, into lines."""
-    return sp.csr_matrix((amount, (line, np.arange(len(line)))), shape=(lines, len(line)))
+def _gathered(taken: Any, line: IntArray, amount: FloatArray, lines: int) -> Any:
+    """Rows, times an amount each, summed into lines in their order."""
+    size = len(line)
+    if sp.issparse(taken):
+        return sp.csr_matrix((amount, (line, np.arange(size))), shape=(lines, size)) @ taken
+    return sp.csc_matrix((amount, line, np.arange(size + 1)), shape=(lines, size)) @ taken  # soonest made
 
 
 def square_norms(block: RowBlock, out: FloatArray) -> None:
