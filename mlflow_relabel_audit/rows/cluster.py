@@ -101,10 +101,15 @@ class ClusterStore:
     def map(self, step: Step, calls: Iterable[Call], along: Sequence[Any], arguments: tuple[Any, ...]) -> Iterator[Any]:
         """Run the step where each block is, and bring the results here in order."""
         futures = [future for _, future in self._submit(step, calls, along, arguments, None)]
+        at_once = (
+            len(futures) if getattr(step, "picks_rows", False) else 1
+        )  # single rows are few, and a trip costs 5 ms
         with _failing(futures):
-            futures.reverse()
             while futures:
-                yield from futures.pop().result()
+                found = self.client.gather(futures[:at_once])
+                del futures[:at_once]
+                for part in found:
+                    yield from part
 
     def reduce(
         self, step: Step, calls: Iterable[Call], along: Sequence[Any], arguments: tuple[Any, ...], join: Join
