@@ -168,7 +168,7 @@ def test_a_forest_is_heard_where_the_model_has_the_wrong_form():
     wrong = rng.random(1500) < 0.1
     result = noise_audit(*state(X, np.where(wrong, 1 - truth, truth)))
     assert "N008" in codes(result)
-    assert result.evidence.opinion.learner == "random forest"
+    assert result.evidence.others[0] == "random forest"
     assert average_precision_score(wrong, result.scores["score"]) > 0.6  # the linear model knows nothing: 0.1
 
 
