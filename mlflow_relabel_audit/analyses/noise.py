@@ -292,11 +292,12 @@ def _findings(
     alone, best = evidence.alone, evidence.stacks[-1]
     others = " and ".join(f"a {name}" if name != "boosted trees" else name for name in evidence.others)
     if others:
+        those = "them" if len(evidence.others) > 1 else "it"
         found.append(
             Finding(
                 "N008",
                 "info",
-                f"The ranking also hears {others}: with it held-out labels are predicted better than by "
+                f"The ranking also hears {others}: with {those} held-out labels are predicted better than by "
                 f"models of the audited kind alone (log-loss {alone:.3f} to {best.loss:.3f} a row).",
             )
         )

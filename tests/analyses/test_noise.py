@@ -190,6 +190,10 @@ def test_evaluation_rows_are_learned_from():
     assert len(both.evidence.out.margin) == 1200
     gain = [average_precision_score(wrong[train], found.scores["score"]) for found in (alone, both)]
     assert gain[1] > gain[0] + 0.02
+    heard = {name for stack in both.evidence.stacks for name in stack.heard}
+    assert heard & {"linear model of evaluation rows", "random forest of evaluation rows"}
+    few = noise_audit(*setting, X[~train][:15], truth[~train][:15])
+    assert not any("of evaluation rows" in name for stack in few.evidence.stacks for name in stack.heard)
 
 
 def test_flags():
