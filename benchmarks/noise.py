@@ -30,7 +30,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
-from benchmarks.noise_sets import BEFORE, HELD_OUT, NOISES, ROWS, SEEN, SETS, TUNED, Data, fitted, inject, subset
+from benchmarks.noise_sets import BEFORE, HELD_OUT, NOISES, ROWS, SEEN, SETS, SINCE, TUNED, Data, fitted, inject, subset
 from mlflow_relabel_audit.analyses.foldout import fold_out
 from mlflow_relabel_audit.analyses.noise import noise_audit
 from mlflow_relabel_audit.curvature import StationaryPoint, find_stationary_point
@@ -156,7 +156,7 @@ def summarise(frame: pd.DataFrame) -> tuple[str, dict[str, Any]]:
     mean = noisy.groupby(["noise", "set"], sort=False)[list(COLUMNS)].mean()
     seeds = noisy.groupby(["noise", "set"])["seed"].nunique()
     lines = [f"AP: cleanlab / alone / with evaluation rows / oracle, mean over {seeds.min()} to {seeds.max()} seeds"]
-    for names in (TUNED, (*SEEN, "youtubeweak"), BEFORE, HELD_OUT):
+    for names in (TUNED, (*SEEN, "youtubeweak"), SINCE, BEFORE, HELD_OUT):
         present = [name for name in names if name in set(noisy["set"])]
         if present:
             lines += ["", "| noise | " + " | ".join(present) + " |", "|---" * (len(present) + 1) + "|"]
@@ -168,6 +168,7 @@ def summarise(frame: pd.DataFrame) -> tuple[str, dict[str, Any]]:
     for title, names in (
         ("tuned on", (*TUNED, "youtubeweak")),
         ("seen", SEEN),
+        ("seen since", SINCE),
         ("held out before", BEFORE),
         ("held out", HELD_OUT),
     ):

@@ -33,8 +33,9 @@ NOISES = (
 )
 TUNED = ("hate", "sst", "tweet", "adult", "sst_counts")
 SEEN = ("loan", "flights", "sst_wordavg", "hate_counts", "tweet_counts", "cells", "credit", "churn", "spam")
+SINCE = ("subscribers", "flchain", "crashes", "mortgages", "rodents", "insured", "arrests", "tweets")
 BEFORE = ("email", "caravan", "pension", "monica", "outwork", "lending", "digits")
-HELD_OUT = ("subscribers", "flchain", "crashes", "mortgages", "rodents", "insured", "arrests", "tweets")
+HELD_OUT = ("rotterdam", "nwtco", "voters", "persons", "remote", "tips")
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,12 @@ R_TABLES = {
     "rodents": RTable("ratdat", "complete", "sex", "M", ("record_id", "plot_id", "species")),
     "insured": RTable("AER", "HealthInsurance", "insurance", "yes"),
     "arrests": RTable("carData", "Arrests", "released", "Yes"),
+    "rotterdam": RTable("survival", "rotterdam", "death", "1", ("pid", "rtime", "recur", "dtime")),
+    "nwtco": RTable("survival", "nwtco", "rel", "1", ("seqno", "edrel")),
+    "voters": RTable("stevedata", "TV16", "votetrump", "1.0", ("uid",)),
+    "persons": RTable("psych", "bfi", "gender", "1"),
+    "remote": RTable("modeldata", "stackoverflow", "Remote", "Remote"),
+    "tips": RTable("modeldata", "taxi", "tip", "no"),
 }
 TWEETS = RTable(
     "dslabs", "trump_tweets", "source", "Twitter for Android", among=("Twitter for Android", "Twitter for iPhone")

@@ -17,9 +17,9 @@ from scipy import stats
 from mlflow_relabel_audit.analyses.findings import Finding
 from mlflow_relabel_audit.analyses.foldout import FoldOut, fold_out, reweighted
 from mlflow_relabel_audit.analyses.label_curve import weighted_quantile
+from mlflow_relabel_audit.analyses.label_evidence import MIN_CLASS_ROWS
 from mlflow_relabel_audit.analyses.label_transitions import INTERVAL_POWER, LabelTransitions, fit_label_transitions
 from mlflow_relabel_audit.analyses.noise import (
-    MIN_CLASS_ROWS,
     NO_NOISE_RATE,
     NoiseResult,
     evaluation_rows,

@@ -64,7 +64,7 @@ def copies(rows: Rows) -> IntArray:
     return number
 
 
-def pool_copies(rows: Rows, margin: FloatArray) -> Pooled:
+def pool_copies(rows: Rows, margin: FloatArray, say: FloatArray | None = None) -> Pooled:
     """Pool out-of-fold margins with the labels of identical rows, where that predicts labels better.
 
     Parameters
@@ -73,6 +73,8 @@ def pool_copies(rows: Rows, margin: FloatArray) -> Pooled:
         n rows with their given labels; those of weight 0 have no say.
     margin : ndarray of shape (n,)
         out-of-fold margins.
+    say : ndarray of shape (n,), optional
+        weights of the rows in the choice of the strength; all alike by default.
     """
     number = copies(rows)
     heard = (rows.base_weight > 0).astype(np.float64)
@@ -87,9 +89,10 @@ def pool_copies(rows: Rows, margin: FloatArray) -> Pooled:
     shift, slope = _platt(margin[trained], rows.y[trained])
     calibrated = shift + slope * margin
     judged = repeated & trained
+    weight = np.ones(int(judged.sum())) if say is None else say[judged]
 
     def loss(at: FloatArray) -> float:
-        return float(np.sum(np.logaddexp(0.0, at[judged]) - rows.y[judged] * at[judged]))
+        return float(weight @ (np.logaddexp(0.0, at[judged]) - rows.y[judged] * at[judged]))
 
     tried = {m: loss(_pooled(calibrated, others, positive, m)) for m in STRENGTHS}
     strength = min(tried, key=lambda m: tried[m])

@@ -15,7 +15,8 @@ import pandas as pd
 from mlflow_relabel_audit.analyses.class_noise import class_evidence
 from mlflow_relabel_audit.analyses.findings import Finding
 from mlflow_relabel_audit.analyses.foldout import class_weights, refit
-from mlflow_relabel_audit.analyses.noise import flag, label_evidence
+from mlflow_relabel_audit.analyses.label_evidence import label_evidence
+from mlflow_relabel_audit.analyses.noise import flag
 from mlflow_relabel_audit.curvature import StationaryPoint
 from mlflow_relabel_audit.errors import RequestError
 from mlflow_relabel_audit.problem import FloatArray, IntArray, Problem

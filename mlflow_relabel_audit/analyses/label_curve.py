@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from scipy.stats import rankdata
 
 from mlflow_relabel_audit.likelihood import sigmoid
 from mlflow_relabel_audit.problem import FloatArray
@@ -25,6 +26,8 @@ TIE_WIDTHS = (0.1, 0.8)
 their logits is normal with the first standard deviation, half with the second."""
 INTERVAL_POWER = 0.1
 """The likelihood is raised to this power for the interval: z is an estimate and the curve is a model."""
+CERTAIN, CERTAIN_SHARE = 0.95, 0.02
+"""Probability of a class from which a row is certain, and the share of rows that tells the rate of a class."""
 FISHER_STEPS = 25
 KNOTS = 2048
 NEGLIGIBLE = 1e-9
@@ -64,6 +67,21 @@ class LabelCurve:
                 wrong = self._wrong_at(knots, value, keep)
                 out[rows] = np.interp(margin[rows], knots, self.weight[keep] @ wrong / self.weight[keep].sum())
         return np.clip(out, 0.0, 1.0)  # an average of ones may round to more
+
+    def places(self, margin: FloatArray, label: FloatArray) -> FloatArray:
+        """Places of the rows by how suspect their labels are, shape (n,); the largest is the most suspect.
+
+        How often a class is written as the other can be read off rows that are certainly of that class, and is
+        guesswork where there are hardly any: a margin that never is certain looks the same as a class of which many
+        labels are wrong. So the fewer rows are certain of the class that seems the dirtier, the more the
+        order is that of the margins against the labels, alike for both classes.
+        """
+        against = rankdata(np.where(label > 0.5, -margin, margin))
+        dirtier = float(self.weight @ (self.rate0 > self.rate1))
+        clean = sigmoid(float(self.weight @ self.shift) + float(self.weight @ self.slope) * margin)
+        certain = float(np.mean(clean < 1.0 - CERTAIN if dirtier > 0.5 else clean > CERTAIN))
+        trusted = min(1.0, certain / CERTAIN_SHARE)
+        return np.asarray((1.0 - trusted) * against + trusted * rankdata(self.probability_wrong(margin, label)))
 
     def mean_wrong(self, margin: FloatArray, label: FloatArray) -> FloatArray:
         """Share of wrong labels that each grid point implies, shape (G,); NaN where it weighs nothing."""

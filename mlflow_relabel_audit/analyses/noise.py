@@ -1,46 +1,32 @@
 """The noise audit: which training labels are probably wrong, and how many.
 
-Out-of-fold margins (`foldout`), with a learner of another kind beside them where that helps (`second_opinion`) and
-the labels of identical rows (`copies`), say what the rest of the data thinks of a row; the label curve (`label_curve`)
-turns a margin and a given label into the probability that the label is wrong. Evaluation rows, whose labels are taken
-to be right, are learned from beside the training rows, and pin the rates down. How often a row appears in flip sets is
-shown as evidence; it does not rank.
+What the scores rest on is gathered in `label_evidence`; here rows are flagged and the verdict is told. How often a row
+appears in flip sets is shown as evidence; it does not rank.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 
-from mlflow_relabel_audit.analyses.copies import pool_copies
 from mlflow_relabel_audit.analyses.findings import Finding, Level
-from mlflow_relabel_audit.analyses.foldout import FOLDS, FoldOut, fold_out, reweighted
-from mlflow_relabel_audit.analyses.label_curve import (
-    LabelCurve,
-    blended,
-    fit_label_curve,
-    weighted_quantile,
-)
-from mlflow_relabel_audit.analyses.second_opinion import Stacked, second_opinion, stacked
+from mlflow_relabel_audit.analyses.foldout import FoldOut
+from mlflow_relabel_audit.analyses.label_evidence import MIN_CLASS_ROWS, LabelEvidence, label_evidence
 from mlflow_relabel_audit.curvature import StationaryPoint
 from mlflow_relabel_audit.errors import RequestError
 from mlflow_relabel_audit.likelihood import sigmoid
 from mlflow_relabel_audit.problem import FloatArray, IntArray, Problem
-from mlflow_relabel_audit.rows import Rows, joined
+from mlflow_relabel_audit.rows import Rows
 
-MIN_CLASS_ROWS = 2 * FOLDS
 NO_NOISE_RATE = 0.01
 WIDE_HIGH = 0.1
 """An interval that reaches from none to beyond this rate does not tell."""
 SURE = 0.5
 SURE_SHARE = 0.05
 """Rows to check are shown only where the sure ones hold this share of the expected number of wrong labels."""
-BLIND_POWER = 0.1
-"""Power of the likelihood in the scores where there are more features than rows, and no evaluation rows: margins of
-rare words bend the clean curve, which passes for noise in one class unless the likelihood is held back."""
 
 
 class Evidence(Protocol):
@@ -82,30 +68,6 @@ class NoiseResult:
     summary: dict[str, float]
     findings: tuple[Finding, ...]
     evidence: Evidence | None = field(default=None, repr=False)
-
-
-@dataclass(frozen=True)
-class LabelEvidence:
-    """How likely each training label is wrong, and from what.
-
-    Attributes
-    ----------
-    wrong : ndarray of shape (n,)
-        probability that the label is wrong.
-    margin : ndarray of shape (n,)
-        what the curve was fitted to: out-of-fold margins that have heard a second learner and identical rows.
-    curve : LabelCurve
-    out : FoldOut
-        margins of the audited kind of model alone, of the training rows and then of the evaluation rows.
-    opinion : Stacked
-        of the second learner, over the same rows.
-    """
-
-    wrong: FloatArray
-    margin: FloatArray
-    curve: LabelCurve
-    out: FoldOut
-    opinion: Stacked
 
 
 def noise_audit(
@@ -155,7 +117,7 @@ def noise_audit(
 
     evidence = label_evidence(problem, rows, point, clean_rows, seed=seed)
     wrong = evidence.wrong
-    rate = noise_rate(evidence.curve, evidence.margin, rows.y)
+    rate = evidence.rate
     sure, flagged = flag(wrong)
     if rate[1] < NO_NOISE_RATE:
         # no more of them than a verdict of "no noise" has room for
@@ -177,15 +139,6 @@ def noise_audit(
     return NoiseResult(scores, suspects, rate, summary, findings, evidence)
 
 
-def noise_rate(curve: LabelCurve, margin: FloatArray, label: FloatArray) -> tuple[float, float, float]:
-    """Share of wrong labels: posterior mean, then 2.5 % and 97.5 % quantiles of the tempered posterior."""
-    share = curve.mean_wrong(margin, label)
-    known = np.isfinite(share)
-    estimate = float(curve.weight[known] @ share[known] / curve.weight[known].sum())
-    low, high = (weighted_quantile(share[known], curve.wide_weight[known], at) for at in (0.025, 0.975))
-    return estimate, min(low, estimate), max(high, estimate)
-
-
 def flag(wrong: FloatArray) -> tuple[Any, Any]:
     """Which rows are sure, and which are flagged at all (sure, or worth a check); bool of shape (n,).
 
@@ -201,68 +154,6 @@ def flag(wrong: FloatArray) -> tuple[Any, Any]:
         best = int(np.argmax(2.0 * reached / (np.arange(1, len(wrong) + 1) + total)))
         flagged[order[: best + 1]] = True
     return sure, flagged
-
-
-def label_evidence(
-    problem: Problem, rows: Rows, point: StationaryPoint, clean_rows: Rows | None = None, *, seed: int = 0
-) -> LabelEvidence:
-    """Score every training label: margins out of fold, the label curve, and both again with suspects weighed down.
-
-    Parameters
-    ----------
-    problem, rows, point
-        the objective, the n training rows and the minimiser.
-    clean_rows : Rows, optional
-        evaluation rows with their own labels, which are taken to be right. They are dealt into folds and learned from
-        like the training rows.
-    seed : int
-        of the deals into folds.
-    """
-    everything, start = rows, point
-    if clean_rows is not None:
-        clean_rows.base_weight = np.full(clean_rows.n, rows.base_weight.mean())
-        everything = joined(rows, clean_rows)
-        start = _extended(point, clean_rows)
-    out = fold_out(problem, everything, start, seed=seed)
-    found = _weighed(rows, everything, out, everything.base_weight, seed)
-    if rows.n < rows.p:  # with fewer rows than features a second round costs more than it brings
-        return found
-    doubt = np.zeros(everything.n)
-    doubt[: rows.n] = found.wrong
-    out = reweighted(problem, everything, start, out, doubt, seed=seed)
-    return _weighed(rows, everything, out, everything.base_weight * (1.0 - doubt), seed)
-
-
-def _extended(point: StationaryPoint, clean_rows: Rows) -> StationaryPoint:
-    """The minimiser with the weights of evaluation rows after those of the training rows."""
-    margin = clean_rows.margins(point.theta)
-    probability, weight = sigmoid(margin), clean_rows.base_weight
-    return replace(
-        point,
-        margin=np.concatenate([point.margin, margin]),
-        probability=np.concatenate([point.probability, probability]),
-        weight=np.concatenate([point.weight, weight]),
-        diagonal=np.concatenate([point.diagonal, weight * probability * (1.0 - probability)]),
-    )
-
-
-def _weighed(rows: Rows, everything: Rows, out: FoldOut, trust: FloatArray, seed: int) -> LabelEvidence:
-    """One round of evidence: a second learner, identical rows and the label curve, on top of the margins."""
-    opinion = stacked(out.margin, second_opinion(everything, trust, seed=seed, deals=out.deals), everything.y, trust)
-    margin, curve = _curve_of(rows, everything, opinion.margin)
-    if opinion.learner is not None:
-        # what the second learner has learned hides a ceiling in the given labels: it alone does not tell the rates
-        curve = blended(curve, _curve_of(rows, everything, out.margin)[1])
-    return LabelEvidence(curve.probability_wrong(margin, rows.y), margin, curve, out, opinion)
-
-
-def _curve_of(rows: Rows, everything: Rows, margin: FloatArray) -> tuple[FloatArray, LabelCurve]:
-    """Training rows' margins that have heard identical rows, and the label curve of them."""
-    pooled, n = pool_copies(everything, margin).margin, rows.n
-    clean = everything.n > n
-    power = BLIND_POWER if rows.p > n and not clean else 1.0
-    clean_margin, clean_label = (pooled[n:], everything.y[n:]) if clean else (None, None)
-    return pooled[:n], fit_label_curve(pooled[:n], rows.y, clean_margin, clean_label, power)
 
 
 def _place(wrong: FloatArray) -> IntArray:
@@ -371,7 +262,7 @@ def _findings(
     evaluated: bool,
 ) -> tuple[Finding, ...]:
     low = rate[1]
-    curve, out, opinion = evidence.curve, evidence.out, evidence.opinion
+    curve, out = evidence.curve, evidence.out
     found = verdict(rate, evidence.wrong, sure, flagged)
     dirtier = float(curve.weight @ (curve.rate0 > curve.rate1))
     if low >= NO_NOISE_RATE and max(dirtier, 1.0 - dirtier) > 0.95:
@@ -398,13 +289,16 @@ def _findings(
             )
         )
     found += overfitted(problem, out)
-    if opinion.learner is not None:
+    alone, best = evidence.alone, evidence.stacks[-1]
+    others = " and ".join(f"a {name}" if name != "boosted trees" else name for name in evidence.others)
+    if others:
+        those = "them" if len(evidence.others) > 1 else "it"
         found.append(
             Finding(
                 "N008",
                 "info",
-                f"The ranking also hears a {opinion.learner}: with it held-out labels are predicted better than by "
-                f"models of the audited kind alone (log-loss {opinion.loss_alone:.3f} to {opinion.loss:.3f} a row).",
+                f"The ranking also hears {others}: with {those} held-out labels are predicted better than by "
+                f"models of the audited kind alone (log-loss {alone:.3f} to {best.loss:.3f} a row).",
             )
         )
     return tuple(found)

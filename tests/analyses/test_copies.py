@@ -5,6 +5,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 
 from mlflow_relabel_audit.analyses.copies import STRENGTHS, _platt, copies, pool_copies
+from mlflow_relabel_audit.analyses.label_evidence import label_evidence
 from mlflow_relabel_audit.analyses.noise import noise_audit
 from mlflow_relabel_audit.curvature import find_stationary_point
 from mlflow_relabel_audit.problem import read_problem
@@ -111,3 +112,30 @@ def test_wrong_labels_among_copies_are_found_though_the_model_is_blind():
     assert average_precision_score(wrong, result.scores["score"]) > 0.6
     margin = result.evidence.out.margin
     assert average_precision_score(wrong, np.where(given == 1, -margin, margin)) < 0.4
+
+
+def test_rows_without_a_say_do_not_choose_the_strength():
+    """Copies that are wrong together in the rows that are judged for nothing, and right in those that count."""
+    X, y, _ = drawn()
+    counts = np.arange(len(y)) >= 300
+    margin = np.zeros(len(y))
+    one = pool_copies(rows_of(X, y), margin, counts.astype(float))
+    assert one.strength < np.inf
+    assert pool_copies(rows_of(X, y), margin, np.zeros(len(y))).strength == np.inf
+
+
+def test_copies_have_a_voice_and_not_the_last_word():
+    """Where copies are wrong together in one place, the audited kind of model still has its say."""
+    rng = np.random.default_rng(7)
+    X = rng.integers(0, 5, size=(1500, 3)) - 2.0  # sparse and below 0: no other learner is asked
+    truth = (X[:, 0] + 0.5 * rng.normal(size=1500) > -0.5).astype(float)
+    wrong = (X[:, 0] == 2) & (X[:, 1] == 2) & (rng.random(1500) < 0.45)
+    given = np.where(wrong, 1 - truth, truth)
+    problem = read_problem(LogisticRegression(C=1.0, tol=1e-8).fit(X, given))
+    rows = Rows(sp.csr_matrix(X), problem.encode(given), np.ones(1500), intercept=True)
+    evidence = label_evidence(problem, rows, find_stationary_point(problem, rows))
+    pooled = pool_copies(rows, evidence.out.margin)
+    assert pooled.strength < np.inf
+    assert evidence.others == ()
+    believed = average_precision_score(wrong, np.where(given == 1, -pooled.margin, pooled.margin))
+    assert average_precision_score(wrong, evidence.wrong) > believed + 0.05

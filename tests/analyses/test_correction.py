@@ -5,7 +5,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
 from mlflow_relabel_audit.analyses.correction import _half, _hit, _loss, _models, correction
-from mlflow_relabel_audit.analyses.noise import label_evidence
+from mlflow_relabel_audit.analyses.label_evidence import label_evidence
 from mlflow_relabel_audit.curvature import find_stationary_point
 from mlflow_relabel_audit.errors import RequestError
 from mlflow_relabel_audit.problem import read_problem

@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from mlflow_relabel_audit.analyses.label_curve import LabelCurve, fit_label_curve, weighted_quantile
-from mlflow_relabel_audit.analyses.noise import noise_rate
+from mlflow_relabel_audit.analyses.label_evidence import noise_rate
 
 
 def drawn(rate0, rate1, n=6000, seed=0, slope=1.0, shift=0.0):
@@ -119,3 +120,19 @@ def test_the_interval_covers():
             covered += low <= np.mean(label != true) <= high
             total += 1
     assert covered / total >= 0.93
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_only_rows_that_are_certain_of_a_class_tell_its_rate(told):
+    """Margins that never are certain of class 1 look like wrong labels of it: without them the classes are alike."""
+    one = np.ones(1)
+    curve = LabelCurve(0.001 * one, 0.4 * one, 0.0 * one, one, one, one)
+    rng = np.random.default_rng(5)
+    margin = rng.uniform(-4.0, 2.0, size=1000)
+    if told:
+        margin[:50] = 4.0
+    label = (rng.random(1000) < 0.5).astype(float)
+    wrong = stats.rankdata(curve.probability_wrong(margin, label))
+    against = stats.rankdata(np.where(label > 0.5, -margin, margin))
+    assert abs(wrong - against).max() > 300
+    np.testing.assert_allclose(curve.places(margin, label), wrong if told else against)

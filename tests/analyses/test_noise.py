@@ -168,7 +168,7 @@ def test_a_forest_is_heard_where_the_model_has_the_wrong_form():
     wrong = rng.random(1500) < 0.1
     result = noise_audit(*state(X, np.where(wrong, 1 - truth, truth)))
     assert "N008" in codes(result)
-    assert result.evidence.opinion.learner == "random forest"
+    assert result.evidence.others[0] == "random forest"
     assert average_precision_score(wrong, result.scores["score"]) > 0.6  # the linear model knows nothing: 0.1
 
 
@@ -190,6 +190,10 @@ def test_evaluation_rows_are_learned_from():
     assert len(both.evidence.out.margin) == 1200
     gain = [average_precision_score(wrong[train], found.scores["score"]) for found in (alone, both)]
     assert gain[1] > gain[0] + 0.02
+    heard = {name for stack in both.evidence.stacks for name in stack.heard}
+    assert heard & {"linear model of evaluation rows", "random forest of evaluation rows"}
+    few = noise_audit(*setting, X[~train][:15], truth[~train][:15])
+    assert not any("of evaluation rows" in name for stack in few.evidence.stacks for name in stack.heard)
 
 
 def test_flags():
