@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +50,37 @@ def test_goes_on_where_it_stopped(auditor: Auditor, tmp_path: Path) -> None:
     )
     assert seen[:2] == [7, 14]
     assert not folder.exists()
+    wanted = auditor.robustness(ASKED, Y[:40], row_ids=IDS)
+    pd.testing.assert_frame_equal(found.predictions, wanted.predictions, check_exact=True)
+    pd.testing.assert_frame_equal(found.flip_sets, wanted.flip_sets, check_exact=True)
+
+
+def _killed(folder: Path) -> None:
+    """Audit in blocks of seven, and die without a word after the third of them."""
+    order.block_width = lambda *_: 7
+
+    def die(done: int, total: int, stage: str) -> None:
+        if done > 20:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    auditor = Auditor(LogisticRegression().fit(X, Y), X, Y, row_ids=[f"row {i}" for i in range(200)])
+    auditor.robustness(ASKED, Y[:40], row_ids=IDS, checkpoint=folder, progress=die)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
+def test_goes_on_where_it_was_killed(auditor: Auditor, tmp_path: Path) -> None:
+    folder = tmp_path / "unfinished"
+    process = multiprocessing.get_context("spawn").Process(target=_killed, args=(folder,))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    parts = len(list(folder.glob("flip_sets-*.parquet")))
+    assert parts == 2
+    seen: list[int] = []
+    found = auditor.robustness(
+        ASKED, Y[:40], row_ids=IDS, checkpoint=folder, progress=lambda done, total, stage: seen.append(done)
+    )
+    assert seen[:2] == [7, 14]
     wanted = auditor.robustness(ASKED, Y[:40], row_ids=IDS)
     pd.testing.assert_frame_equal(found.predictions, wanted.predictions, check_exact=True)
     pd.testing.assert_frame_equal(found.flip_sets, wanted.flip_sets, check_exact=True)
