@@ -17,6 +17,8 @@ from mlflow_relabel_audit.rows.store import Store
 
 PICKED_BYTES = 2**25
 """What is kept at most, and an eighth of what a memory limit leaves; then all is dropped."""
+COPIED_BYTES = 2**20
+"""What is copied of rows that are an array here; more of them are gathered where they are, part by part."""
 
 
 class Picks:
@@ -34,7 +36,8 @@ class Picks:
     def __init__(self, store: Store, p: int, *, keep: bool) -> None:
         self._keep = keep
         self._each = 8 * p if not store.sparse else 12 * (store.nnz // max(store.shape[0], 1) + 2)
-        self._most = PICKED_BYTES if store.room is None else min(PICKED_BYTES, store.room // 8)
+        most = PICKED_BYTES if keep else COPIED_BYTES
+        self._most = most if store.room is None else min(most, store.room // 8)
         self._index: IntArray = np.zeros(0, dtype=np.int64)
         self._place: IntArray = np.zeros(0, dtype=np.int64)
         self._rows: Any = None
