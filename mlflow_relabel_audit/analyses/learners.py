@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
+from threadpoolctl import threadpool_limits
 
 from mlflow_relabel_audit.analyses.foldout import FOLDS, deal_folds
 from mlflow_relabel_audit.problem import FloatArray, IntArray
@@ -101,7 +102,7 @@ def boosted(table: FloatArray, label: FloatArray, trust: FloatArray, fold: IntAr
     share, rng = np.empty(len(label)), np.random.default_rng(seed)
     for k in range(FOLDS):
         heard = rng.permutation(np.flatnonzero((fold != k) & (trust > 0)))[:TREE_ROWS]
-        grown = HistGradientBoostingClassifier(
+        trees = HistGradientBoostingClassifier(
             learning_rate=BOOSTING_RATE,
             max_iter=BOOSTING_TREES,
             max_depth=BOOSTING_DEPTH,
@@ -109,8 +110,11 @@ def boosted(table: FloatArray, label: FloatArray, trust: FloatArray, fold: IntAr
             l2_regularization=1.0,
             early_stopping=False,
             random_state=seed,
-        ).fit(table[heard], label[heard] > 0.5, sample_weight=trust[heard])
-        share[fold == k] = grown.predict_proba(table[fold == k])[:, 1]
+        )
+        # so little work that threads would spend it waiting for one another, all the more on a busy machine
+        with threadpool_limits(1, "openmp"):
+            grown = trees.fit(table[heard], label[heard] > 0.5, sample_weight=trust[heard])
+            share[fold == k] = grown.predict_proba(table[fold == k])[:, 1]
     return _log_odds(share)
 
 
