@@ -16,6 +16,8 @@ from mlflow_relabel_audit.rows.store import Step
 
 PICKED = 2**16
 """Entries of picked rows that are worked on at once."""
+SPARSE_PICKED = 2**13
+"""Picked rows that are, where they are sparse."""
 
 
 def picks_rows(step: Step) -> Step:
@@ -70,7 +72,8 @@ def part_gram(block: RowBlock, index: IntArray, diagonal: FloatArray) -> tuple[A
     """``X_S' diag(diagonal) X_S`` over the rows at ``index``, ones included, by a symmetric product."""
     out: Any = 0.0
     edge = np.zeros(block.p)  # of the column of ones, which is not copied beside dense rows
-    length = max(512, 4 * PICKED // block.p)  # a copy of so many rows at a time, not of them all
+    # a copy of so many rows at a time, not of them all
+    length = SPARSE_PICKED if block.sparse else max(512, 4 * PICKED // block.p)
     for start in range(0, len(index), length):
         some = slice(start, start + length)
         root = np.sqrt(diagonal[some])
@@ -90,7 +93,7 @@ def part_gram(block: RowBlock, index: IntArray, diagonal: FloatArray) -> tuple[A
 def spread(block: RowBlock, index: IntArray, column: IntArray, amount: FloatArray, width: int) -> tuple[FloatArray]:
     """``sum of amount_j x_j`` over the rows at ``index``, gathered by ``column``, shape (p, width)."""
     out = np.zeros((block.p, width))
-    length = _gathered_at_once(block.p)
+    length = _gathered_at_once(block.p, sparse=block.sparse)
     for start in range(0, len(index), length):
         some = slice(start, start + length)
         moved = _gathered(block.take(index[some]), column[some], amount[some], width)
@@ -106,7 +109,8 @@ def spread_taken(
     All blocks are gathered by one product; a sum adds the same numbers in the same order, in the chunks of `spread`.
     """
     blocks, first, counts = np.unique(number, return_index=True, return_counts=True)
-    chunk = (np.arange(len(number)) - np.repeat(first, counts)) // _gathered_at_once(taken.shape[1])
+    length = _gathered_at_once(taken.shape[1], sparse=sp.issparse(taken))
+    chunk = (np.arange(len(number)) - np.repeat(first, counts)) // length
     chunks = int(chunk.max()) + 1
     cells, line = np.unique((number * chunks + chunk) * width + column, return_inverse=True)
     moved = _gathered(taken, line, amount, len(cells))
@@ -119,9 +123,9 @@ def spread_taken(
         yield block, out
 
 
-def _gathered_at_once(p: int) -> int:
+def _gathered_at_once(p: int, *, sparse: bool) -> int:
     """Rows of one product that gathers them."""
-    return max(64, PICKED // p)
+    return SPARSE_PICKED if sparse else max(64, PICKED // p)
 
 
 def _gathered(taken: Any, line: IntArray, amount: FloatArray, lines: int) -> Any:
