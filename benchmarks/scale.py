@@ -31,8 +31,8 @@ from sklearn.preprocessing import FunctionTransformer
 
 from benchmarks.sets import tabular
 from mlflow_relabel_audit import Auditor
-from mlflow_relabel_audit.flips.order import estimate
-from mlflow_relabel_audit.flips.search import VerifiedSearch
+from mlflow_relabel_audit.flips.order.influence import estimate
+from mlflow_relabel_audit.flips.search.prefix import VerifiedSearch
 
 ROW_GROUP = 50_000
 L2 = 100.0

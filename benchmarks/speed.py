@@ -40,8 +40,8 @@ from benchmarks.published import published
 from benchmarks.sets import Set, drawn, load
 from mlflow_relabel_audit import Auditor
 from mlflow_relabel_audit.analyses.robustness import Fitted
-from mlflow_relabel_audit.flips.order import block_width, estimate
-from mlflow_relabel_audit.flips.search import VerifiedSearch
+from mlflow_relabel_audit.flips.order.influence import block_width, estimate
+from mlflow_relabel_audit.flips.search.prefix import VerifiedSearch
 from mlflow_relabel_audit.rows import Rows
 
 CERTIFIED = 100

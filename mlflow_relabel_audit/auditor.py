@@ -15,12 +15,12 @@ import pandas as pd
 from mlflow_relabel_audit import inputs
 from mlflow_relabel_audit.analyses.bias import BiasResult, bias_audit
 from mlflow_relabel_audit.analyses.checkpoint import Checkpoint
-from mlflow_relabel_audit.analyses.class_noise import class_noise_audit
 from mlflow_relabel_audit.analyses.contest import ContestResult, contest
-from mlflow_relabel_audit.analyses.correction import Correction, correction, not_measured
 from mlflow_relabel_audit.analyses.decision import answer
 from mlflow_relabel_audit.analyses.flip_table import FlipTable
-from mlflow_relabel_audit.analyses.noise import NoiseResult, noise_audit
+from mlflow_relabel_audit.analyses.noise.correction import Correction, correction, not_measured
+from mlflow_relabel_audit.analyses.noise.several_classes import class_noise_audit
+from mlflow_relabel_audit.analyses.noise.two_classes import NoiseResult, noise_audit
 from mlflow_relabel_audit.analyses.robustness import (
     Fitted,
     Progress,
@@ -31,10 +31,10 @@ from mlflow_relabel_audit.analyses.robustness import (
 from mlflow_relabel_audit.curvature import Curvature, Stationarity, save_hessian
 from mlflow_relabel_audit.curvature.reuse import Stored, fingerprint, stationary_point
 from mlflow_relabel_audit.errors import RequestError
-from mlflow_relabel_audit.flips.certificate import Certificate
+from mlflow_relabel_audit.flips.certificate.bound import Certificate
 from mlflow_relabel_audit.flips.rankings import Ranking, direction_norms, rank
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect
-from mlflow_relabel_audit.flips.removal import removal_frame, removal_sets
+from mlflow_relabel_audit.flips.removal.sets import removal_frame, removal_sets
 from mlflow_relabel_audit.problem import FloatArray, read_problem, supervised_steps, unwrap
 from mlflow_relabel_audit.rows import Rows
 

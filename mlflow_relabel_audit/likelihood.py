@@ -11,7 +11,7 @@ that is a value per row.
 Both forms of W are monotone and homogeneous in c: ``v' W(c) v = min_a sum_m c_m (v_m - a)^2`` for the softmax, so
 ``c >= kappa c0`` gives ``W(c) >= kappa W(c0)``; and where c falls short of ``q c0`` by ``e_m``,
 ``v' W(c) v >= q v' W(c0) v - sum_m e_m range(v)^2``, as the minimising a lies within the range of v. Those are all
-that the proofs in `flips.proof` ask of them.
+that the proofs in `flips.refit.proof` ask of them.
 """
 
 from __future__ import annotations

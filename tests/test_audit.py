@@ -20,7 +20,7 @@ from sklearn.svm import LinearSVC
 from mlflow_relabel_audit import audit
 from mlflow_relabel_audit.audit import contest
 from mlflow_relabel_audit.errors import DataMismatchError, RequestError, UnsupportedModelError
-from mlflow_relabel_audit.flips import order
+from mlflow_relabel_audit.flips.order import influence as order
 from mlflow_relabel_audit.tracking import Store, read_manifest, read_summary
 from tests.tracking.logged import log_models
 from tests.versions import elastic

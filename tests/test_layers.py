@@ -28,6 +28,16 @@ LAYERS = (
     {"audit", "comparison", "review"},
     {"autolog", "cli", "corrected", "dataset_source", "demo", "evaluator", "gate", "provider"},
 )
+# The same inside the two large layers.
+INNER = {
+    "flips": ({"budget", "relabelling"}, {"removal"}, {"order", "refit", "rankings"}, {"certificate"}, {"search"}),
+    "analyses": (
+        {"checkpoint", "findings", "flip_table"},
+        {"groups", "noise", "robustness"},
+        {"bias_findings", "compare", "decision"},
+        {"bias", "contest"},
+    ),
+}
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 NUMERICAL = {"likelihood", "problem", "rows", "curvature", "flips", "analyses", "inputs", "auditor"}
 MEETS_MLFLOW = {"tracking", *LAYERS[-1]}
@@ -72,6 +82,22 @@ def test_imports_go_down(path):
     if not layer:
         return
     up = [f"{path.name}:{line} imports {other}" for other, line in inner(path) if RANK[other] > RANK[layer]]
+    assert not up
+
+
+@pytest.mark.parametrize("layer", INNER)
+def test_imports_go_down_inside_a_layer(layer):
+    rank = {name: rank for rank, names in enumerate(INNER[layer]) for name in names}
+    here = ROOT / PACKAGE / layer
+    up = []
+    for path in here.rglob("*.py"):
+        own = path.relative_to(here).with_suffix("").parts[0]
+        if own == "__init__":
+            continue
+        for module, line in imports(path):
+            parts = module.split(".")
+            if parts[:2] == [PACKAGE, layer] and len(parts) > 2 and rank[parts[2]] > rank[own]:
+                up.append(f"{path.relative_to(here)}:{line} imports {parts[2]}")
     assert not up
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.paper.bench import Bench
-from mlflow_relabel_audit.analyses.noise_curve import noise_curve
+from mlflow_relabel_audit.analyses.noise.injected import noise_curve
 
 PLANTED = 1000
 FEW = 2

@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.paper.bench import Bench
 from benchmarks.paper.transcribed import Transcribed
 from benchmarks.published import fit
-from mlflow_relabel_audit.analyses.foldout import refit
+from mlflow_relabel_audit.analyses.noise.foldout import refit
 from mlflow_relabel_audit.curvature import factor
 from mlflow_relabel_audit.likelihood import sigmoid
 

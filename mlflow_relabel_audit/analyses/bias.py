@@ -23,11 +23,10 @@ import pandas as pd
 import scipy.sparse as sp
 
 from mlflow_relabel_audit.analyses.bias_findings import Rules, conclude
-from mlflow_relabel_audit.analyses.class_metrics import class_outcomes, metrics_of_classes
 from mlflow_relabel_audit.analyses.findings import Finding
-from mlflow_relabel_audit.analyses.flip_composition import Mask, compose
-from mlflow_relabel_audit.analyses.group_metrics import metrics_by_group
-from mlflow_relabel_audit.analyses.grouping import (
+from mlflow_relabel_audit.analyses.groups.class_metrics import class_outcomes, metrics_of_classes
+from mlflow_relabel_audit.analyses.groups.composition import Mask, compose
+from mlflow_relabel_audit.analyses.groups.grouping import (
     ALL,
     align,
     attributes_of,
@@ -35,6 +34,7 @@ from mlflow_relabel_audit.analyses.grouping import (
     places_of,
     row_set_masks,
 )
+from mlflow_relabel_audit.analyses.groups.metrics import metrics_by_group
 from mlflow_relabel_audit.errors import RequestError
 from mlflow_relabel_audit.problem import FloatArray
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mlflow_relabel_audit.analyses.class_metrics import missed, wrongly
 from mlflow_relabel_audit.analyses.findings import Finding, Level
-from mlflow_relabel_audit.analyses.grouping import ALL, Attribute
+from mlflow_relabel_audit.analyses.groups.class_metrics import missed, wrongly
+from mlflow_relabel_audit.analyses.groups.grouping import ALL, Attribute
 
 MIN_EXCESS = 0.05
 """Difference between a group's rate and its mean probability that matters in practice."""

@@ -17,8 +17,8 @@ import pandas as pd
 from scipy import stats
 
 from mlflow_relabel_audit.analyses.findings import Finding
-from mlflow_relabel_audit.analyses.group_metrics import flip_counts
-from mlflow_relabel_audit.analyses.group_statistics import holm, median_interval, wilson
+from mlflow_relabel_audit.analyses.groups.metrics import flip_counts
+from mlflow_relabel_audit.analyses.groups.statistics import holm, median_interval, wilson
 from mlflow_relabel_audit.errors import RequestError
 from mlflow_relabel_audit.problem import FloatArray
 

@@ -12,8 +12,8 @@ import pandas as pd
 from mlflow_relabel_audit.analyses.decision import Decision, flip_table, refitted
 from mlflow_relabel_audit.curvature import StationaryPoint
 from mlflow_relabel_audit.errors import RequestError
-from mlflow_relabel_audit.flips.flip_set import VERIFIED, FlipSet
-from mlflow_relabel_audit.flips.removal import RemovalSet, removal_sets
+from mlflow_relabel_audit.flips.removal.sets import RemovalSet, removal_sets
+from mlflow_relabel_audit.flips.search.flip_set import VERIFIED, FlipSet
 from mlflow_relabel_audit.likelihood import sigmoid
 from mlflow_relabel_audit.problem import FloatArray, IntArray, Problem
 from mlflow_relabel_audit.rows import Rows

@@ -11,11 +11,11 @@ import pandas as pd
 from mlflow_relabel_audit.analyses.robustness import Fitted, robustness
 from mlflow_relabel_audit.curvature import StationaryPoint
 from mlflow_relabel_audit.errors import RequestError
-from mlflow_relabel_audit.flips.flip_set import FlipSet
-from mlflow_relabel_audit.flips.refit import RefitBlock
+from mlflow_relabel_audit.flips.refit.simultaneous import RefitBlock
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect, Relabelling
-from mlflow_relabel_audit.flips.search import VerifiedSearch
-from mlflow_relabel_audit.flips.wanted import search_wanted
+from mlflow_relabel_audit.flips.search.flip_set import FlipSet
+from mlflow_relabel_audit.flips.search.prefix import VerifiedSearch
+from mlflow_relabel_audit.flips.search.wanted import search_wanted
 from mlflow_relabel_audit.likelihood import sigmoid
 from mlflow_relabel_audit.problem import FloatArray, Problem
 from mlflow_relabel_audit.rows import Rows

@@ -13,14 +13,14 @@ from mlflow_relabel_audit.analyses.checkpoint import Checkpoint
 from mlflow_relabel_audit.analyses.flip_table import FlipTable
 from mlflow_relabel_audit.curvature import StationaryPoint
 from mlflow_relabel_audit.errors import RequestError
-from mlflow_relabel_audit.flips.asked import Asked
-from mlflow_relabel_audit.flips.certificate import Certificate
-from mlflow_relabel_audit.flips.closest import estimated_closest, least_by_owner, search_closest
-from mlflow_relabel_audit.flips.flip_set import UNVERIFIED, VERIFIED, FlipSet
-from mlflow_relabel_audit.flips.order import EstimateBlock, estimate, response_error, responses_of
-from mlflow_relabel_audit.flips.plain_certificate import plain_lower_bounds
+from mlflow_relabel_audit.flips.certificate.bound import Certificate
+from mlflow_relabel_audit.flips.certificate.plain import plain_lower_bounds
+from mlflow_relabel_audit.flips.order.asked import Asked
+from mlflow_relabel_audit.flips.order.influence import EstimateBlock, estimate, response_error, responses_of
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect
-from mlflow_relabel_audit.flips.search import SearchCost, VerifiedSearch
+from mlflow_relabel_audit.flips.search.closest import estimated_closest, least_by_owner, search_closest
+from mlflow_relabel_audit.flips.search.flip_set import UNVERIFIED, VERIFIED, FlipSet
+from mlflow_relabel_audit.flips.search.prefix import SearchCost, VerifiedSearch
 from mlflow_relabel_audit.problem import FloatArray, IntArray, Problem
 from mlflow_relabel_audit.rows import Rows
 

@@ -30,7 +30,7 @@ import numpy as np
 from mlflow_relabel_audit.curvature import StationaryPoint
 from mlflow_relabel_audit.errors import RequestError, UnsupportedModelError
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect
-from mlflow_relabel_audit.flips.removal_effect import removal_moves
+from mlflow_relabel_audit.flips.removal.effect import removal_moves
 from mlflow_relabel_audit.likelihood import sigmoid
 from mlflow_relabel_audit.problem import FloatArray, IntArray, Problem
 from mlflow_relabel_audit.rows import Rows

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from mlflow_relabel_audit.analyses.bias import CAUTIONS, BiasResult
-from mlflow_relabel_audit.analyses.grouping import ALL, CROSSED
+from mlflow_relabel_audit.analyses.groups.grouping import ALL, CROSSED
 from mlflow_relabel_audit.reports import text
 from mlflow_relabel_audit.reports.context import ReportContext
 from mlflow_relabel_audit.reports.environment import render

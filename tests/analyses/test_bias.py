@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
 from mlflow_relabel_audit.analyses.bias import CAUTIONS, BiasResult, bias_audit
-from mlflow_relabel_audit.analyses.grouping import ALL
+from mlflow_relabel_audit.analyses.groups.grouping import ALL
 from mlflow_relabel_audit.auditor import Auditor
 from mlflow_relabel_audit.errors import RequestError
 

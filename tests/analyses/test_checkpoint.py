@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 
 from mlflow_relabel_audit import Auditor
 from mlflow_relabel_audit.errors import StoreError
-from mlflow_relabel_audit.flips import order
+from mlflow_relabel_audit.flips.order import influence as order
 
 RNG = np.random.default_rng(5)
 X = RNG.standard_normal((200, 3))

@@ -8,9 +8,9 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.preprocessing import StandardScaler
 
 from mlflow_relabel_audit import Auditor
-from mlflow_relabel_audit.analyses.class_noise import class_noise_audit
-from mlflow_relabel_audit.analyses.correction import correction
-from mlflow_relabel_audit.analyses.noise_curve import noise_curve
+from mlflow_relabel_audit.analyses.noise.correction import correction
+from mlflow_relabel_audit.analyses.noise.injected import noise_curve
+from mlflow_relabel_audit.analyses.noise.several_classes import class_noise_audit
 from mlflow_relabel_audit.errors import RequestError
 
 NAMES = np.array(["ash", "birch", "cedar"])

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import rankdata
 
-from mlflow_relabel_audit.analyses.committee import agreed, committee, say_of_stacks, stacked, standing
+from mlflow_relabel_audit.analyses.noise.committee import agreed, committee, say_of_stacks, stacked, standing
 
 
 def voices(seed=2, n=2000):

@@ -11,9 +11,9 @@ import pytest
 from mlflow_relabel_audit.analyses.contest import ContestResult, contest, shared_features
 from mlflow_relabel_audit.analyses.decision import Decision, refitted
 from mlflow_relabel_audit.errors import RequestError
-from mlflow_relabel_audit.flips.flip_set import NOT_FLIPPABLE, UNVERIFIED, VERIFIED, FlipSet
 from mlflow_relabel_audit.flips.rankings import rank
 from mlflow_relabel_audit.flips.relabelling import Relabelling
+from mlflow_relabel_audit.flips.search.flip_set import NOT_FLIPPABLE, UNVERIFIED, VERIFIED, FlipSet
 from mlflow_relabel_audit.likelihood import sigmoid
 from tests.flips.fitting import Fitted, fitted
 

@@ -13,7 +13,7 @@ from mlflow_relabel_audit import Auditor
 from mlflow_relabel_audit.analyses import flip_table
 from mlflow_relabel_audit.analyses.flip_table import FlipTable
 from mlflow_relabel_audit.errors import StoreError
-from mlflow_relabel_audit.flips import order
+from mlflow_relabel_audit.flips.order import influence as order
 from mlflow_relabel_audit.tracking.files import parquet_file
 
 RNG = np.random.default_rng(5)

@@ -6,8 +6,8 @@ from sklearn.datasets import make_blobs
 from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 
-from mlflow_relabel_audit.analyses import foldout
-from mlflow_relabel_audit.analyses.foldout import FOLDS, LADDER, _Search, deal_folds, fold_out, refit
+from mlflow_relabel_audit.analyses.noise import foldout
+from mlflow_relabel_audit.analyses.noise.foldout import FOLDS, LADDER, _Search, deal_folds, fold_out, refit
 from mlflow_relabel_audit.curvature import find_stationary_point
 from mlflow_relabel_audit.problem import read_problem
 from mlflow_relabel_audit.rows import Rows

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from mlflow_relabel_audit.analyses.group_statistics import (
+from mlflow_relabel_audit.analyses.groups.statistics import (
     excess,
     flip_set_shares,
     holm,
@@ -131,7 +131,7 @@ def test_permutation_blocks_see_the_same_deals(monkeypatch):
     y = rng.integers(0, 2, 200)
     tested = np.ones((6, 4), dtype=bool)
     whole = permutation_test(found.usage, categories, y, tested, permutations=99, seed=2)
-    monkeypatch.setattr("mlflow_relabel_audit.analyses.group_statistics.CHUNK", 1)
+    monkeypatch.setattr("mlflow_relabel_audit.analyses.groups.statistics.CHUNK", 1)
     parts = permutation_test(found.usage, categories, y, tested, permutations=99, seed=2)
     np.testing.assert_array_equal(parts.p_adjusted, whole.p_adjusted)
     np.testing.assert_array_equal(parts.p_value, whole.p_value)

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mlflow_relabel_audit.analyses.grouping import (
+from mlflow_relabel_audit.analyses.groups.grouping import (
     MISSING,
     align,
     attributes_of,

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from scipy.optimize import check_grad
 
-from mlflow_relabel_audit.analyses import label_transitions
-from mlflow_relabel_audit.analyses.label_transitions import fit_label_transitions
+from mlflow_relabel_audit.analyses.noise import label_transitions
+from mlflow_relabel_audit.analyses.noise.label_transitions import fit_label_transitions
 
 
 def simulated(transition, n=3000, seed=0, sharpness=2.0):

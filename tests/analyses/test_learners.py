@@ -2,9 +2,9 @@ import numpy as np
 import scipy.sparse as sp
 from sklearn.naive_bayes import MultinomialNB
 
-from mlflow_relabel_audit.analyses import learners as module
-from mlflow_relabel_audit.analyses.foldout import FOLDS, deal_folds
-from mlflow_relabel_audit.analyses.learners import naive_bayes, other_learners
+from mlflow_relabel_audit.analyses.noise import learners as module
+from mlflow_relabel_audit.analyses.noise.foldout import FOLDS, deal_folds
+from mlflow_relabel_audit.analyses.noise.learners import naive_bayes, other_learners
 from mlflow_relabel_audit.rows import Rows, joined
 
 

@@ -5,7 +5,7 @@ import scipy.sparse as sp
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 
-from mlflow_relabel_audit.analyses.noise import flag, noise_audit
+from mlflow_relabel_audit.analyses.noise.two_classes import flag, noise_audit
 from mlflow_relabel_audit.curvature import find_stationary_point
 from mlflow_relabel_audit.errors import RequestError
 from mlflow_relabel_audit.problem import read_problem
@@ -172,7 +172,7 @@ def test_a_forest_is_heard_where_the_model_has_the_wrong_form():
     assert average_precision_score(wrong, result.scores["score"]) > 0.6  # the linear model knows nothing: 0.1
 
 
-def test_a_form_that_fits_needs_no_second_opinion():
+def test_a_form_that_fits_needs_no_learners():
     X, y, _, _, _ = simulated(rates=(0.1, 0.1), n=1500)
     assert "N008" not in codes(noise_audit(*state(X, y)))
 

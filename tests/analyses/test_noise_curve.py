@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from mlflow_relabel_audit.analyses.noise_curve import LEVELS, _labels, _refitted, noise_curve
+from mlflow_relabel_audit.analyses.noise.injected import LEVELS, _labels, _refitted, noise_curve
 from mlflow_relabel_audit.curvature import find_stationary_point
 from mlflow_relabel_audit.errors import RequestError
 from mlflow_relabel_audit.problem import read_problem

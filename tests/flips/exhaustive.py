@@ -14,7 +14,7 @@ from functools import cache
 import numpy as np
 
 from mlflow_relabel_audit.curvature import find_stationary_point
-from mlflow_relabel_audit.flips.certificate import Certificate, Prospect
+from mlflow_relabel_audit.flips.certificate.bound import Certificate, Prospect
 from mlflow_relabel_audit.likelihood import sigmoid
 from mlflow_relabel_audit.problem import ClassWeight, Problem
 from mlflow_relabel_audit.rows import Rows

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlflow_relabel_audit.flips import beside, passes
-from mlflow_relabel_audit.flips.refit_rows import Cells, RefitRows, Weighing
+from mlflow_relabel_audit.flips.refit import beside, passes
+from mlflow_relabel_audit.flips.refit.rows import Cells, RefitRows, Weighing
 from mlflow_relabel_audit.rows import shelf
 from mlflow_relabel_audit.rows.shelf import Shelf
 from tests.flips.fitting import fitted

@@ -7,9 +7,9 @@ import pytest
 import scipy.sparse as sp
 
 from mlflow_relabel_audit.flips import budget
-from mlflow_relabel_audit.flips.order import block_width
+from mlflow_relabel_audit.flips.order.influence import block_width
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect
-from mlflow_relabel_audit.flips.search import MAX_WIDTH, VerifiedSearch
+from mlflow_relabel_audit.flips.search.prefix import MAX_WIDTH, VerifiedSearch
 from mlflow_relabel_audit.rows import Rows
 from tests.flips.fitting import fitted
 

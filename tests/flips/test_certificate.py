@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflow_relabel_audit.curvature import find_stationary_point
-from mlflow_relabel_audit.flips import certificate as module
-from mlflow_relabel_audit.flips import localisation
-from mlflow_relabel_audit.flips.certificate import Certificate
-from mlflow_relabel_audit.flips.order import estimate, response_error
+from mlflow_relabel_audit.flips.certificate import bound as module
+from mlflow_relabel_audit.flips.certificate import localisation
+from mlflow_relabel_audit.flips.certificate.bound import Certificate
+from mlflow_relabel_audit.flips.order.influence import estimate, response_error
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect
-from mlflow_relabel_audit.flips.search import VerifiedSearch
+from mlflow_relabel_audit.flips.search.prefix import VerifiedSearch
 from mlflow_relabel_audit.problem import ClassWeight
 from mlflow_relabel_audit.rows import Rows
 from tests.flips import exhaustive
@@ -170,7 +170,7 @@ class TestAgainstTheSearch:
         assert gram.mean() > 1.1 * plain.mean()
 
     def test_rows_in_blocks_give_the_same_sums(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from mlflow_relabel_audit.flips import gram
+        from mlflow_relabel_audit.flips.certificate import gram
 
         model = fitted(n=150, p=5, C=0.05)
         X = np.random.default_rng(7).standard_normal((20, 5))

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from mlflow_relabel_audit.flips import apart as there
-from mlflow_relabel_audit.flips import heads
-from mlflow_relabel_audit.flips.apart import Apart
-from mlflow_relabel_audit.flips.heads import Held
-from mlflow_relabel_audit.flips.order import estimate
+from mlflow_relabel_audit.flips.order import apart as there
+from mlflow_relabel_audit.flips.order import heads
+from mlflow_relabel_audit.flips.order.apart import Apart
+from mlflow_relabel_audit.flips.order.heads import Held
+from mlflow_relabel_audit.flips.order.influence import estimate
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect
 from mlflow_relabel_audit.likelihood import TWO_CLASSES
 from mlflow_relabel_audit.rows import Rows, Spool, store

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mlflow_relabel_audit.flips.order import FIRST_HEAD, decided_heads, estimate, longer_order, response_error
+from mlflow_relabel_audit.flips.order.influence import FIRST_HEAD, decided_heads, estimate, longer_order, response_error
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect
 from tests.flips.fitting import Fitted, fitted
 

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from mlflow_relabel_audit.curvature import factor
 from mlflow_relabel_audit.errors import RequestError, UnsupportedModelError
-from mlflow_relabel_audit.flips import removal, removal_refit
-from mlflow_relabel_audit.flips.removal import removal_frame, removal_sets
-from mlflow_relabel_audit.flips.removal_effect import removal_moves
-from mlflow_relabel_audit.flips.removal_refit import refit_without
+from mlflow_relabel_audit.flips.removal import refit as removal_refit
+from mlflow_relabel_audit.flips.removal import sets as removal
+from mlflow_relabel_audit.flips.removal.effect import removal_moves
+from mlflow_relabel_audit.flips.removal.refit import refit_without
+from mlflow_relabel_audit.flips.removal.sets import removal_frame, removal_sets
 from mlflow_relabel_audit.likelihood import sigmoid
 from tests.flips.fitting import Fitted, fitted
 

@@ -18,11 +18,11 @@ from sklearn.preprocessing import StandardScaler
 from mlflow_relabel_audit import Auditor
 from mlflow_relabel_audit.analyses.robustness import RobustnessResult
 from mlflow_relabel_audit.errors import RelabelAuditError
-from mlflow_relabel_audit.flips.exact import exact_margin
-from mlflow_relabel_audit.flips.order import estimate
-from mlflow_relabel_audit.flips.refit import RefitBlock
+from mlflow_relabel_audit.flips.order.influence import estimate
+from mlflow_relabel_audit.flips.refit.exact import exact_margin
+from mlflow_relabel_audit.flips.refit.simultaneous import RefitBlock
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect, Relabelling
-from mlflow_relabel_audit.flips.search import VerifiedSearch
+from mlflow_relabel_audit.flips.search.prefix import VerifiedSearch
 from tests.flips.fitting import Fitted, fitted
 
 X, Y = load_breast_cancer(return_X_y=True)

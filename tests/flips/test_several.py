@@ -11,14 +11,14 @@ import scipy.sparse as sp
 
 from mlflow_relabel_audit import Auditor
 from mlflow_relabel_audit.curvature.stationary import refit, row_weights
-from mlflow_relabel_audit.flips.closest import search_closest
-from mlflow_relabel_audit.flips.exact import converged
-from mlflow_relabel_audit.flips.flip_set import VERIFIED
-from mlflow_relabel_audit.flips.order import estimate, longer_order
-from mlflow_relabel_audit.flips.plain_certificate import plain_lower_bounds
-from mlflow_relabel_audit.flips.refit import RefitBlock
+from mlflow_relabel_audit.flips.certificate.plain import plain_lower_bounds
+from mlflow_relabel_audit.flips.order.influence import estimate, longer_order
+from mlflow_relabel_audit.flips.refit.exact import converged
+from mlflow_relabel_audit.flips.refit.simultaneous import RefitBlock
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect, Relabelling
-from mlflow_relabel_audit.flips.search import VerifiedSearch
+from mlflow_relabel_audit.flips.search.closest import search_closest
+from mlflow_relabel_audit.flips.search.flip_set import VERIFIED
+from mlflow_relabel_audit.flips.search.prefix import VerifiedSearch
 from mlflow_relabel_audit.likelihood import Coupled, Likelihood, Separate
 from mlflow_relabel_audit.rows import Rows, Spool
 from tests.flips.fitting import FittedClasses, fitted_classes

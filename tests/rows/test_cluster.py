@@ -15,9 +15,9 @@ import pytest
 
 from mlflow_relabel_audit import Auditor
 from mlflow_relabel_audit.errors import StoreError
-from mlflow_relabel_audit.flips import search
-from mlflow_relabel_audit.flips.order import estimate
+from mlflow_relabel_audit.flips.order.influence import estimate
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect
+from mlflow_relabel_audit.flips.search import prefix as search
 from mlflow_relabel_audit.rows import ClusterStore, ParquetSource, Rows
 from tests.flips.fitting import fitted
 from tests.rows.test_spill import model, same, small_blocks, table

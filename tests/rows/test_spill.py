@@ -18,7 +18,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from mlflow_relabel_audit import Auditor
 from mlflow_relabel_audit.analyses.robustness import RobustnessResult
 from mlflow_relabel_audit.errors import RequestError, StoreError
-from mlflow_relabel_audit.flips import search
+from mlflow_relabel_audit.flips.search import prefix as search
 from mlflow_relabel_audit.rows import ParquetSource, Rows, Spool, spill, store
 
 RNG = np.random.default_rng(3)

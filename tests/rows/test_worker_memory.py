@@ -14,7 +14,8 @@ import pytest
 from click.testing import CliRunner
 
 from mlflow_relabel_audit.cli import main
-from mlflow_relabel_audit.flips import order, search
+from mlflow_relabel_audit.flips.order import influence as order
+from mlflow_relabel_audit.flips.search import prefix as search
 from mlflow_relabel_audit.rows import ClusterStore
 from tests.test_cli import logged
 

@@ -1,0 +1,1 @@
+"""Proved lower bounds of the number of labels whose relabelling can flip a prediction."""

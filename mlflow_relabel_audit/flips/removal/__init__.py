@@ -1,0 +1,1 @@
+"""Training rows whose removal flips a prediction, for comparison."""
