@@ -172,7 +172,7 @@ def test_a_forest_is_heard_where_the_model_has_the_wrong_form():
     assert average_precision_score(wrong, result.scores["score"]) > 0.6  # the linear model knows nothing: 0.1
 
 
-def test_a_form_that_fits_needs_no_learners():
+def test_a_form_that_fits_needs_no_other_learner():
     X, y, _, _, _ = simulated(rates=(0.1, 0.1), n=1500)
     assert "N008" not in codes(noise_audit(*state(X, y)))
 
