@@ -136,3 +136,4 @@ def test_only_rows_that_are_certain_of_a_class_tell_its_rate(told):
     against = stats.rankdata(np.where(label > 0.5, -margin, margin))
     assert abs(wrong - against).max() > 300
     np.testing.assert_allclose(curve.places(margin, label), wrong if told else against)
+    np.testing.assert_allclose(curve.places(margin, label, told=True), wrong)  # as evaluation rows do

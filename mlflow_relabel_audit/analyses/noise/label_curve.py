@@ -68,19 +68,20 @@ class LabelCurve:
                 out[rows] = np.interp(margin[rows], knots, self.weight[keep] @ wrong / self.weight[keep].sum())
         return np.clip(out, 0.0, 1.0)  # an average of ones may round to more
 
-    def places(self, margin: FloatArray, label: FloatArray) -> FloatArray:
+    def places(self, margin: FloatArray, label: FloatArray, *, told: bool = False) -> FloatArray:
         """Places of the rows by how suspect their labels are, shape (n,); the largest is the most suspect.
 
         How often a class is written as the other can be read off rows that are certainly of that class, and is
         guesswork where there are hardly any: a margin that never is certain looks the same as a class of which many
         labels are wrong. So the fewer rows are certain of the class that seems the dirtier, the more the
-        order is that of the margins against the labels, alike for both classes.
+        order is that of the margins against the labels, alike for both classes; unless evaluation rows have
+        ``told`` the rates.
         """
         against = rankdata(np.where(label > 0.5, -margin, margin))
         dirtier = float(self.weight @ (self.rate0 > self.rate1))
         clean = sigmoid(float(self.weight @ self.shift) + float(self.weight @ self.slope) * margin)
         certain = float(np.mean(clean < 1.0 - CERTAIN if dirtier > 0.5 else clean > CERTAIN))
-        trusted = min(1.0, certain / CERTAIN_SHARE)
+        trusted = 1.0 if told else min(1.0, certain / CERTAIN_SHARE)
         return np.asarray((1.0 - trusted) * against + trusted * rankdata(self.probability_wrong(margin, label)))
 
     def mean_wrong(self, margin: FloatArray, label: FloatArray) -> FloatArray:

@@ -139,10 +139,10 @@ def _weighed(
         margins.append(pooled)
         losses.append(stacked({"copies": pooled}, everything.y, say).loss)
     curves = [_curve_of(rows, everything, margin) for margin in margins]
-    margins = [margin[: rows.n] for margin in margins]
+    margins, told = [margin[: rows.n] for margin in margins], everything.n > rows.n
     wrong = agreed(
         [curve.probability_wrong(margin, rows.y) for margin, curve in zip(margins, curves, strict=True)],
-        [curve.places(margin, rows.y) for margin, curve in zip(margins, curves, strict=True)],
+        [curve.places(margin, rows.y, told=told) for margin, curve in zip(margins, curves, strict=True)],
         standing(losses, everything.y, say),
     )
     margin, curve = margins[0], curves[0]
