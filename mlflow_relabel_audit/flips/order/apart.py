@@ -36,6 +36,8 @@ MARGIN = 2**12
 MOST_ROUNDS = 8
 PROBABLY = 1.15
 """Times the goal that the sample is asked for, so that no second count is needed."""
+LEAST_PIECE = 1024
+"""Rows of a piece that is multiplied at once, at least: fewer are lost on calls."""
 SHELVED = 0.6
 """Share of the shelves of all processes that the influences of one block of predictions may take."""
 
@@ -145,7 +147,7 @@ class Apart:
 
 def responses(block: RowBlock, narrow: FloatArray, out: FloatArray | None = None) -> Iterator[tuple[slice, FloatArray]]:
     """Yield ``narrow' X'`` piece by piece, shape (B, rows of the piece), in ``out`` where it is given."""
-    length = max(block.piece_length(), 1024)
+    length = max(block.piece_length(), LEAST_PIECE)
     if block.sparse:
         for within, piece in block.pieces(length, np.float32):
             product = piece.margins(narrow).T
@@ -192,7 +194,7 @@ def _influences(
     name, held = SHELF.take(("influences", start)) or (None, None)
     if held is not None and ticket.name == name:
         SHELF.put(("influences", start), (name, held), held.nbytes)
-        length = max(block.piece_length(), 1024)
+        length = max(block.piece_length(), LEAST_PIECE)
         for first in range(0, block.rows, length):
             piece = held[:, first : first + length]
             yield start + first, piece if ticket.whole else piece[ticket.some]
