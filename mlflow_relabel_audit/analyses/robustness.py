@@ -16,7 +16,8 @@ from mlflow_relabel_audit.errors import RequestError
 from mlflow_relabel_audit.flips.certificate.bound import Certificate
 from mlflow_relabel_audit.flips.certificate.plain import plain_lower_bounds
 from mlflow_relabel_audit.flips.order.asked import Asked
-from mlflow_relabel_audit.flips.order.influence import EstimateBlock, estimate, response_error, responses_of
+from mlflow_relabel_audit.flips.order.influence import EstimateBlock, estimate, responses_of
+from mlflow_relabel_audit.flips.order.response import response_error
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect
 from mlflow_relabel_audit.flips.search.closest import estimated_closest, least_by_owner, search_closest
 from mlflow_relabel_audit.flips.search.flip_set import UNVERIFIED, VERIFIED, FlipSet

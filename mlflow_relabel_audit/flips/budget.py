@@ -2,7 +2,7 @@
 
 A share of what is held anyway, the design matrix and the factor: memory then grows with the problem and not beyond
 it. Small problems get a least amount, below which numpy's calls cost more than what they compute. Sizes of blocks
-decide neither orders nor sets (`order.influence`, `refit`), so neither does the budget.
+decide neither orders nor sets (`order.ranking`, `refit`), so neither does the budget.
 """
 
 from __future__ import annotations

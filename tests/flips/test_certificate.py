@@ -15,7 +15,8 @@ from mlflow_relabel_audit.curvature import find_stationary_point
 from mlflow_relabel_audit.flips.certificate import bound as module
 from mlflow_relabel_audit.flips.certificate import localisation
 from mlflow_relabel_audit.flips.certificate.bound import Certificate
-from mlflow_relabel_audit.flips.order.influence import estimate, response_error
+from mlflow_relabel_audit.flips.order.influence import estimate
+from mlflow_relabel_audit.flips.order.response import response_error
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect
 from mlflow_relabel_audit.flips.search.prefix import VerifiedSearch
 from mlflow_relabel_audit.problem import ClassWeight

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mlflow_relabel_audit.flips.order.influence import FIRST_HEAD, decided_heads, estimate, longer_order, response_error
+from mlflow_relabel_audit.flips.order.influence import decided_heads, estimate
+from mlflow_relabel_audit.flips.order.ranking import FIRST_HEAD, longer_order
+from mlflow_relabel_audit.flips.order.response import response_error
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect
 from tests.flips.fitting import Fitted, fitted
 

@@ -12,7 +12,8 @@ import scipy.sparse as sp
 from mlflow_relabel_audit import Auditor
 from mlflow_relabel_audit.curvature.stationary import refit, row_weights
 from mlflow_relabel_audit.flips.certificate.plain import plain_lower_bounds
-from mlflow_relabel_audit.flips.order.influence import estimate, longer_order
+from mlflow_relabel_audit.flips.order.influence import estimate
+from mlflow_relabel_audit.flips.order.ranking import longer_order
 from mlflow_relabel_audit.flips.refit.exact import converged
 from mlflow_relabel_audit.flips.refit.simultaneous import RefitBlock
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect, Relabelling

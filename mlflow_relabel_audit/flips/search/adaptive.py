@@ -11,7 +11,8 @@ import dataclasses
 
 import numpy as np
 
-from mlflow_relabel_audit.flips.order.influence import EstimateBlock, InfluenceOrder
+from mlflow_relabel_audit.flips.order.influence import EstimateBlock
+from mlflow_relabel_audit.flips.order.ranking import InfluenceOrder
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect, Relabelling
 from mlflow_relabel_audit.flips.search.flip_set import VERIFIED, FlipSet
 from mlflow_relabel_audit.flips.search.prefix import VerifiedSearch

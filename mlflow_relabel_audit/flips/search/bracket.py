@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mlflow_relabel_audit.flips.order.influence import InfluenceOrder
+from mlflow_relabel_audit.flips.order.ranking import InfluenceOrder
 from mlflow_relabel_audit.flips.search.flip_set import VERIFIED, FlipSet
 from mlflow_relabel_audit.problem import FloatArray
 

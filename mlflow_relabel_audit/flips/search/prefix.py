@@ -17,13 +17,9 @@ import numpy as np
 from mlflow_relabel_audit.curvature import StationaryPoint
 from mlflow_relabel_audit.errors import SingularHessianError
 from mlflow_relabel_audit.flips import budget
-from mlflow_relabel_audit.flips.order.influence import (
-    EstimateBlock,
-    InfluenceOrder,
-    decided_heads,
-    longer_order,
-    response_error,
-)
+from mlflow_relabel_audit.flips.order.influence import EstimateBlock, decided_heads
+from mlflow_relabel_audit.flips.order.ranking import InfluenceOrder, longer_order
+from mlflow_relabel_audit.flips.order.response import response_error
 from mlflow_relabel_audit.flips.refit.rows import BYTES, columns_beside, keeps
 from mlflow_relabel_audit.flips.refit.simultaneous import CONVERGED, RefitBlock
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect, Relabelling

@@ -16,13 +16,8 @@ from mlflow_relabel_audit.curvature import StationaryPoint
 from mlflow_relabel_audit.errors import SingularHessianError
 from mlflow_relabel_audit.flips.certificate.plain import plain_lower_bounds
 from mlflow_relabel_audit.flips.order.asked import Asked
-from mlflow_relabel_audit.flips.order.influence import (
-    EstimateBlock,
-    InfluenceOrder,
-    decided_heads,
-    longer_order,
-    order_block,
-)
+from mlflow_relabel_audit.flips.order.influence import EstimateBlock, decided_heads, order_block
+from mlflow_relabel_audit.flips.order.ranking import InfluenceOrder, longer_order
 from mlflow_relabel_audit.flips.refit.exact import converged
 from mlflow_relabel_audit.flips.search.bracket import FARTHEST
 from mlflow_relabel_audit.flips.search.flip_set import NOT_FLIPPABLE, UNVERIFIED, VERIFIED, FlipSet
