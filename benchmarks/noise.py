@@ -32,8 +32,8 @@ from sklearn.metrics import average_precision_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from benchmarks.noise_sets import BEFORE, HELD_OUT, NOISES, ROWS, SEEN, SETS, SINCE, TUNED, Data, fitted, inject, subset
+from mlflow_relabel_audit.analyses.noise.audit import noise_audit
 from mlflow_relabel_audit.analyses.noise.foldout import fold_out
-from mlflow_relabel_audit.analyses.noise.two_classes import noise_audit
 from mlflow_relabel_audit.curvature import StationaryPoint, find_stationary_point
 from mlflow_relabel_audit.problem import Problem, read_problem
 from mlflow_relabel_audit.rows import Rows

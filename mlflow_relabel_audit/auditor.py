@@ -18,9 +18,8 @@ from mlflow_relabel_audit.analyses.checkpoint import Checkpoint
 from mlflow_relabel_audit.analyses.contest import ContestResult, contest
 from mlflow_relabel_audit.analyses.decision import answer
 from mlflow_relabel_audit.analyses.flip_table import FlipTable
+from mlflow_relabel_audit.analyses.noise.audit import NoiseResult, noise_audit
 from mlflow_relabel_audit.analyses.noise.correction import Correction, correction, not_measured
-from mlflow_relabel_audit.analyses.noise.several_classes import class_noise_audit
-from mlflow_relabel_audit.analyses.noise.two_classes import NoiseResult, noise_audit
 from mlflow_relabel_audit.analyses.robustness import (
     Fitted,
     Progress,
@@ -364,8 +363,9 @@ class Auditor:
         if flip_sets is not None:
             table = flip_sets if isinstance(flip_sets, FlipTable) else FlipTable.of(flip_sets)
             counts = table.counts(self.row_ids)
-        judge = class_noise_audit if self.rows.outputs > 1 else noise_audit
-        return judge(self.problem, self.rows, self.point, features, labels, row_ids=self.row_ids, flip_counts=counts)
+        return noise_audit(
+            self.problem, self.rows, self.point, features, labels, row_ids=self.row_ids, flip_counts=counts
+        )
 
     def correction(self, noise: NoiseResult, X_eval: Any, y_eval: Any) -> Correction:
         """What relabelling the suspects buys, beside dropping them and beside doing nothing.

@@ -12,10 +12,10 @@ from typing import Any
 
 from mlflow_relabel_audit import __version__, reports, tracking
 from mlflow_relabel_audit.analyses.bias import BiasResult
+from mlflow_relabel_audit.analyses.noise.audit import NoiseResult
 from mlflow_relabel_audit.analyses.noise.correction import Correction, not_measured
 from mlflow_relabel_audit.analyses.noise.injected import NoiseCurve
 from mlflow_relabel_audit.analyses.noise.injected import noise_curve as draw_noise_curve
-from mlflow_relabel_audit.analyses.noise.two_classes import NoiseResult
 from mlflow_relabel_audit.analyses.robustness import RobustnessResult
 from mlflow_relabel_audit.reports import ReportContext
 from mlflow_relabel_audit.tracking import (

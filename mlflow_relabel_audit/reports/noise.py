@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from mlflow_relabel_audit.analyses.noise.two_classes import NO_NOISE_RATE, WIDE_HIGH
+from mlflow_relabel_audit.analyses.noise.verdict import NO_NOISE_RATE, WIDE_HIGH
 from mlflow_relabel_audit.reports import pictures, text
 from mlflow_relabel_audit.reports.charts import Chart
 from mlflow_relabel_audit.reports.context import ReportContext
@@ -14,9 +14,9 @@ from mlflow_relabel_audit.reports.environment import render
 from mlflow_relabel_audit.reports.tables import Column, Table
 
 if TYPE_CHECKING:
+    from mlflow_relabel_audit.analyses.noise.audit import NoiseResult
     from mlflow_relabel_audit.analyses.noise.correction import Correction
     from mlflow_relabel_audit.analyses.noise.injected import NoiseCurve
-    from mlflow_relabel_audit.analyses.noise.two_classes import NoiseResult
 
 _SUSPECTS = 5_000
 _ROW_CHARACTERS = 250_000

@@ -8,9 +8,9 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.preprocessing import StandardScaler
 
 from mlflow_relabel_audit import Auditor
+from mlflow_relabel_audit.analyses.noise.audit import noise_audit
 from mlflow_relabel_audit.analyses.noise.correction import correction
 from mlflow_relabel_audit.analyses.noise.injected import noise_curve
-from mlflow_relabel_audit.analyses.noise.several_classes import class_noise_audit
 from mlflow_relabel_audit.errors import RequestError
 
 NAMES = np.array(["ash", "birch", "cedar"])
@@ -124,11 +124,11 @@ def test_rows_that_do_not_fit_are_refused():
     auditor = Auditor(LogisticRegression().fit(X, y), X, y)
     state = auditor.problem, auditor.rows, auditor.point
     with pytest.raises(RequestError, match="pass both"):
-        class_noise_audit(*state, X_eval)
+        noise_audit(*state, X_eval)
     with pytest.raises(RequestError, match="one label per row"):
-        class_noise_audit(*state, X_eval, np.zeros(3))
+        noise_audit(*state, X_eval, np.zeros(3))
     with pytest.raises(RequestError, match="encode"):
-        class_noise_audit(*state, X_eval, np.full(len(y_eval), 7.0))
+        noise_audit(*state, X_eval, np.full(len(y_eval), 7.0))
 
 
 def test_flip_set_counts_stand_beside_the_scores():

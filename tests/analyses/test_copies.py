@@ -4,9 +4,9 @@ import scipy.sparse as sp
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 
+from mlflow_relabel_audit.analyses.noise.audit import noise_audit
 from mlflow_relabel_audit.analyses.noise.copies import STRENGTHS, _platt, copies, pool_copies
-from mlflow_relabel_audit.analyses.noise.label_evidence import label_evidence
-from mlflow_relabel_audit.analyses.noise.two_classes import noise_audit
+from mlflow_relabel_audit.analyses.noise.two_classes import label_evidence
 from mlflow_relabel_audit.curvature import find_stationary_point
 from mlflow_relabel_audit.problem import read_problem
 from mlflow_relabel_audit.rows import Rows, joined

@@ -4,8 +4,8 @@ from sklearn.datasets import make_blobs
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
+from mlflow_relabel_audit.analyses.noise.audit import evidence_of
 from mlflow_relabel_audit.analyses.noise.correction import _half, _hit, _loss, _models, correction
-from mlflow_relabel_audit.analyses.noise.label_evidence import label_evidence
 from mlflow_relabel_audit.curvature import find_stationary_point
 from mlflow_relabel_audit.errors import RequestError
 from mlflow_relabel_audit.problem import read_problem
@@ -89,9 +89,9 @@ def test_the_reporting_half_has_no_part_in_the_choice(monkeypatch):
 
     def watched(*state, **options):
         seen.append(state[3])
-        return label_evidence(*state, **options)
+        return evidence_of(*state, **options)
 
-    monkeypatch.setattr("mlflow_relabel_audit.analyses.noise.correction.label_evidence", watched)
+    monkeypatch.setattr("mlflow_relabel_audit.analyses.noise.correction.evidence_of", watched)
     correction(problem, rows, point, X_eval, y_eval)
     chosen = _half(y_eval.astype(float), seed=0)
     (clean,) = seen

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from mlflow_relabel_audit.analyses.noise.label_curve import LabelCurve, fit_label_curve, weighted_quantile
-from mlflow_relabel_audit.analyses.noise.label_evidence import noise_rate
+from mlflow_relabel_audit.analyses.noise.two_classes import noise_rate
 
 
 def drawn(rate0, rate1, n=6000, seed=0, slope=1.0, shift=0.0):

@@ -5,7 +5,7 @@ import scipy.sparse as sp
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 
-from mlflow_relabel_audit.analyses.noise.two_classes import flag, noise_audit
+from mlflow_relabel_audit.analyses.noise.audit import flag, noise_audit
 from mlflow_relabel_audit.curvature import find_stationary_point
 from mlflow_relabel_audit.errors import RequestError
 from mlflow_relabel_audit.problem import read_problem
@@ -131,7 +131,7 @@ def test_a_class_with_too_few_rows_is_not_judged():
     result = noise_audit(*state(X, y))
     assert codes(result) == ["N000"]
     assert not result.findings[0].applicable
-    assert "5 training rows" in result.findings[0].message
+    assert "1 of 2 classes have 10 training rows" in result.findings[0].message
     assert result.scores["score"].isna().all()
     assert result.suspects.empty
     assert list(result.suspects.columns) == [*COLUMNS, "level"]

@@ -13,10 +13,8 @@ import numpy as np
 import pandas as pd
 
 from mlflow_relabel_audit.analyses.findings import Finding
+from mlflow_relabel_audit.analyses.noise.audit import evidence_of, flag
 from mlflow_relabel_audit.analyses.noise.foldout import class_weights, refit
-from mlflow_relabel_audit.analyses.noise.label_evidence import label_evidence
-from mlflow_relabel_audit.analyses.noise.several_classes import class_evidence
-from mlflow_relabel_audit.analyses.noise.two_classes import flag
 from mlflow_relabel_audit.curvature import StationaryPoint
 from mlflow_relabel_audit.errors import RequestError
 from mlflow_relabel_audit.problem import FloatArray, IntArray, Problem
@@ -107,12 +105,8 @@ def correction(
     shape: dict[str, Any] = {"intercept": rows.intercept, "outputs": rows.outputs}
     evaluation = Rows(eval_features, truth, np.ones(len(truth)), **shape)
     chosen_rows = Rows(eval_features[choosing], truth[choosing], np.ones(choosing.sum()), **shape)
-    if rows.outputs > 1:
-        several = class_evidence(problem, rows, point, chosen_rows, seed=seed)
-        wrong, new_label = several.wrong, several.suggested
-    else:
-        wrong = label_evidence(problem, rows, point, chosen_rows, seed=seed).wrong
-        new_label = 1.0 - rows.y
+    found = evidence_of(problem, rows, point, chosen_rows, seed=seed)
+    wrong, new_label = found.wrong, found.suggested
     order = np.argsort(-wrong, kind="stable")
     if counts is None:
         flagged = int(flag(wrong)[1].sum())

@@ -19,6 +19,8 @@ from mlflow_relabel_audit.problem import FloatArray, IntArray, Problem
 from mlflow_relabel_audit.rows import Rows
 
 FOLDS = 5
+MIN_CLASS_ROWS = 2 * FOLDS
+"""Rows of a class below which folds cannot judge it."""
 LADDER = tuple(10.0 ** (step / 2.0) for step in range(-6, 5))
 """Multiples of the model's C that may be tried: factors of sqrt(10), from 1/1000 to 100."""
 RIDGE_LADDER = tuple(10.0**step for step in range(-1, 5))

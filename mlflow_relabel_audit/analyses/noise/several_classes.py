@@ -1,4 +1,4 @@
-"""The noise audit of more than two classes: which label is probably wrong, and which class is right instead.
+"""What the scores of training labels rest on, of more than two classes, and which class is right instead.
 
 As in `two_classes`, models that did not see a row say what the rest of the data thinks of it (`foldout`), here with an
 output per class; how given labels follow from that (`label_transitions`) turns it into the probability of every class
@@ -8,34 +8,21 @@ to be the right one.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-import pandas as pd
 from scipy import stats
 
 from mlflow_relabel_audit.analyses.findings import Finding
 from mlflow_relabel_audit.analyses.noise.foldout import FoldOut, fold_out, reweighted
 from mlflow_relabel_audit.analyses.noise.label_curve import weighted_quantile
-from mlflow_relabel_audit.analyses.noise.label_evidence import MIN_CLASS_ROWS
 from mlflow_relabel_audit.analyses.noise.label_transitions import (
     INTERVAL_POWER,
     LabelTransitions,
     fit_label_transitions,
 )
-from mlflow_relabel_audit.analyses.noise.two_classes import (
-    NO_NOISE_RATE,
-    NoiseResult,
-    evaluation_rows,
-    flag,
-    overfitted,
-    row_columns,
-    score_frame,
-    unevaluated,
-    verdict,
-)
+from mlflow_relabel_audit.analyses.noise.verdict import NO_NOISE_RATE
 from mlflow_relabel_audit.curvature import StationaryPoint
-from mlflow_relabel_audit.problem import FloatArray, IntArray, Problem
+from mlflow_relabel_audit.problem import FloatArray, Problem
 from mlflow_relabel_audit.rows import Rows
 
 ROWS_PER_FEATURE = 10
@@ -65,77 +52,42 @@ class ClassEvidence:
         probability that the given label is not.
     suggested : ndarray of shape (n,)
         code of the likeliest class other than the given label.
-    own : ndarray of shape (n,)
+    unseen : ndarray of shape (n,)
         probability that models which did not see the row give its label.
     rate : tuple of three floats
         share of wrong labels, with a 95 % interval.
     transitions : LabelTransitions
     out : FoldOut
         outputs out of fold, where there is a second round with suspects weighed down.
+    sparing : bool
+        where there may be no noise, no more rows are flagged than that verdict has room for: there are more features
+        than rows.
     """
 
     true_class: FloatArray = field(repr=False)
     wrong: FloatArray = field(repr=False)
     suggested: FloatArray = field(repr=False)
-    own: FloatArray = field(repr=False)
+    unseen: FloatArray = field(repr=False)
     rate: tuple[float, float, float]
     transitions: LabelTransitions = field(repr=False)
     out: FoldOut = field(repr=False)
+    sparing: bool
 
+    @property
+    def against(self) -> FloatArray:
+        """Less the probability of the label, shape (n,)."""
+        return -self.unseen
 
-def class_noise_audit(
-    problem: Problem,
-    rows: Rows,
-    point: StationaryPoint,
-    eval_features: Any = None,
-    eval_labels: FloatArray | None = None,
-    *,
-    row_ids: Any = None,
-    flip_counts: Any = None,
-    seed: int = 0,
-) -> NoiseResult:
-    """Score every training label of K > 2 classes; parameters and errors are those of `noise.noise_audit`.
-
-    ``suggested_label`` of a suspect is the likeliest class other than its label; ``probability_out_of_sample`` is
-    that of the label as it was given. Rows of a class that has fewer than 10 are not judged: their score is missing.
-    """
-    ids, counts = row_columns(rows, row_ids, flip_counts)
-    size = np.bincount(rows.y.astype(np.intp), minlength=len(problem.classes))
-    judged = size[rows.y.astype(np.intp)] >= MIN_CLASS_ROWS
-    if (size >= MIN_CLASS_ROWS).sum() < 2:
-        message = (
-            f"noise: {int((size >= MIN_CLASS_ROWS).sum())} of {len(size)} classes have {MIN_CLASS_ROWS} training rows "
-            "or more; five folds need two such classes"
-        )
-        missing = np.full(rows.n, np.nan)
-        scores = score_frame(problem, rows, ids, counts, missing, missing, rows.y)
-        suspects = scores.iloc[:0].assign(level=pd.Series(dtype=object))
-        finding = Finding("N000", "info", message, applicable=False)
-        return NoiseResult(scores, suspects, (np.nan, np.nan, np.nan), {"suspect_count": 0.0}, (finding,))
-    clean_rows = evaluation_rows(problem, rows, eval_features, eval_labels)
-    found = class_evidence(problem, rows, point, clean_rows, seed=seed)
-    sure, flagged = flag(np.where(judged, found.wrong, 0.0))
-    if found.rate[1] < NO_NOISE_RATE:
-        flagged = sure
-        if rows.coordinates > rows.n:  # no more than a verdict of "no noise" has room for
-            flagged = sure & (np.argsort(np.argsort(-found.wrong, kind="stable")) < NO_NOISE_RATE * rows.n)
-    wrong = np.where(judged, found.wrong, np.nan)
-    scores = score_frame(problem, rows, ids, counts, wrong, found.own, np.where(flagged, found.suggested, rows.y))
-    order = np.lexsort((found.own, -found.wrong))
-    order = order[flagged[order]]
-    suspects = scores.iloc[order].assign(level=np.where(sure[order], "sure", "check")).reset_index(drop=True)
-    summary = {
-        "noise_rate": found.rate[0],
-        "noise_rate_low": found.rate[1],
-        "noise_rate_high": found.rate[2],
-        "suspect_count": float(len(suspects)),
-    }
-    findings = (
-        *verdict(found.rate, found.wrong, sure, flagged),
-        *_leaning(problem, rows, found),
-        *_cautions(problem, rows, found, size, clean_rows is not None),
-    )
-    return NoiseResult(scores, suspects, found.rate, summary, findings, found)
+    def findings(self, problem: Problem, rows: Rows) -> list[Finding]:
+        """Which way the errors lean, and what makes the rate uncertain."""
+        found = _leaning(problem, rows, self)
+        if self.sparing:
+            message = (
+                f"More features ({rows.coordinates}) than rows ({rows.n}): the outputs' own errors can pass for wrong "
+                "labels."
+            )
+            found.append(Finding("N006", "info", message))
+        return found
 
 
 def class_evidence(
@@ -175,6 +127,7 @@ def class_evidence(
         _rate(transitions, log_probability, rows.y, true_class[own]),
         transitions,
         out,
+        rows.coordinates > rows.n,
     )
 
 
@@ -239,21 +192,3 @@ def expected_transitions(rows: Rows, true_class: FloatArray) -> FloatArray:
     classes = true_class.shape[1]
     given = rows.y[:, None] == np.arange(classes)
     return np.asarray(true_class.T @ given.astype(np.float64))
-
-
-def _cautions(problem: Problem, rows: Rows, found: ClassEvidence, size: IntArray, evaluated: bool) -> list[Finding]:
-    out: list[Finding] = []
-    if not evaluated:
-        out.append(unevaluated())
-    if rows.coordinates > rows.n:
-        message = (
-            f"More features ({rows.coordinates}) than rows ({rows.n}): the outputs' own errors can pass for wrong "
-            "labels."
-        )
-        out.append(Finding("N006", "info", message))
-    out += overfitted(problem, found.out)
-    rare = [str(name) for name, rows_of in zip(problem.classes, size, strict=True) if rows_of < MIN_CLASS_ROWS]
-    if rare:
-        message = f"Not judged, with fewer than {MIN_CLASS_ROWS} training rows: labels {', '.join(rare[:10])}."
-        out.append(Finding("N009", "info", message, applicable=False))
-    return out
