@@ -65,9 +65,9 @@ class PrimalCurvature:
         if 2 * len(index) > rows.n:
             return PrimalReference.factor(rows, diagonal, penalty)
         hessian = self.lower @ self.lower.T
-        for sign in (1.0, -1.0):  # symmetric products of what is added and of what is taken away
+        for sign, move in ((1.0, np.add), (-1.0, np.subtract)):  # what is added, and what is taken away
             moved = np.flatnonzero(sign * change > 0)
-            hessian += sign * rows.part_gram(index[moved], np.abs(change[moved]))
+            move(hessian, rows.part_gram(index[moved], np.abs(change[moved])), out=hessian)
         return PrimalReference(*cholesky_factor(hessian))
 
     def row_norms(self, rows: Rows) -> FloatArray:

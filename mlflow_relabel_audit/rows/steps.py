@@ -70,23 +70,25 @@ def gram(block: RowBlock, diagonal: FloatArray) -> tuple[Any, FloatArray]:
 @picks_rows
 def part_gram(block: RowBlock, index: IntArray, diagonal: FloatArray) -> tuple[Any]:
     """``X_S' diag(diagonal) X_S`` over the rows at ``index``, ones included, by a symmetric product."""
-    out: Any = 0.0
-    edge = np.zeros(block.p)  # of the column of ones, which is not copied beside dense rows
+    out: Any = 0.0 if block.sparse else np.zeros((block.p, block.p))
+    width = block.features.shape[1]
     # a copy of so many rows at a time, not of them all
-    length = SPARSE_PICKED if block.sparse else max(512, 4 * PICKED // block.p)
+    length = SPARSE_PICKED if block.sparse else max(512, 2 * PICKED // block.p)
     for start in range(0, len(index), length):
         some = slice(start, start + length)
         root = np.sqrt(diagonal[some])
         if block.sparse:
             part = block.take(index[some]).multiply(root[:, None]).tocsr()
-        else:
-            part = block.features[index[some]].astype(np.float64, copy=False)
-            part *= root[:, None]
-            edge += np.append(root @ part, root @ root)[: block.p]
-        out = part.T @ part if start == 0 else out + part.T @ part
-    if block.sparse or not block.intercept:
-        return (out,)
-    return (np.block([[out, edge[:-1, None]], [edge[None, :]]]),)
+            out = part.T @ part if start == 0 else out + part.T @ part
+            continue
+        part = block.features[index[some]].astype(np.float64, copy=False)
+        part *= root[:, None]
+        out[:width, :width] += part.T @ part
+        if block.intercept:  # the column of ones is not copied beside dense rows
+            out[-1] += np.append(root @ part, root @ root)
+    if block.intercept and not block.sparse:
+        out[:-1, -1] = out[-1, :-1]
+    return (out,)
 
 
 @picks_rows
