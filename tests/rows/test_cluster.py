@@ -163,12 +163,16 @@ def test_an_interrupt_cancels_what_was_asked(client: Any, small_blocks: None) ->
     X = np.ones((2000, 4))
     rows = Rows(ClusterStore(client, X, _plain, X[:2], True), np.zeros(2000), np.ones(2000), intercept=True)
     before = rows.square_norms()
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     timer = threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     began = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        rows.reduce(_slow, join=("sum",))
-    timer.join()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            rows.reduce(_slow, join=("sum",))
+        timer.join()
+    finally:
+        signal.signal(signal.SIGINT, handler)
     tasks = client.cluster.scheduler.tasks
     while any(key.startswith("slow") for key in list(tasks)) and time.monotonic() < began + 10:
         time.sleep(0.05)

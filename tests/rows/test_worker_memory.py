@@ -65,7 +65,9 @@ def test_a_worker_out_of_memory(logged: Any, tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(folder)
     monkeypatch.setattr(order, "APART_BLOCK", 16)
     monkeypatch.setattr(search, "MAX_WIDTH", 16)
-    words = ["audit", "--tracking-uri", "sqlite:///mlflow.db", "--run-id", run_id, "--no-log", "--target", "label"]
+    # an absolute path: MLflow keeps an engine for each address, and a path from here was another test's
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    words = ["audit", "--tracking-uri", uri, "--run-id", run_id, "--no-log", "--target", "label"]
     words += ["--train-data", "train.parquet", "--eval-data", "test.parquet", "--max-predictions", "60"]
 
     def audited(name: str, *more: str) -> Any:
