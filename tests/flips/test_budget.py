@@ -7,7 +7,7 @@ import pytest
 import scipy.sparse as sp
 
 from mlflow_relabel_audit.flips import budget
-from mlflow_relabel_audit.flips.order.influence import block_width
+from mlflow_relabel_audit.flips.order.influence import FEW_BLOCK, block_width
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect
 from mlflow_relabel_audit.flips.search.prefix import MAX_WIDTH, VerifiedSearch
 from mlflow_relabel_audit.rows import Rows
@@ -43,3 +43,10 @@ def test_widths_keep_to_it() -> None:
     effect = RelabelEffect.at(small.problem, small.rows, small.point)
     norms = small.point.curvature.row_norms(small.rows)
     assert VerifiedSearch(small.problem, small.rows, small.point, effect, norms).width == MAX_WIDTH
+
+
+def test_rows_of_few_entries_share_a_pass_all_the_same() -> None:
+    n = 200_000
+    thin = rows_of(sp.csr_matrix((np.ones(n), np.zeros(n, dtype=int), np.arange(n + 1)), shape=(n, 3)), n)
+    assert block_width(thin) == FEW_BLOCK
+    assert 4 * n * FEW_BLOCK > budget.beside(thin, budget.INFLUENCES)

@@ -22,6 +22,9 @@ from mlflow_relabel_audit.problem import Problem
 from mlflow_relabel_audit.rows import Rows
 
 MAX_BLOCK = 256
+FEW_BLOCK, FEW_BYTES = 32, 2**26
+"""Predictions that share a pass at least, up to so many bytes of influences: rows of few entries are soon read, and
+fewer predictions leave a search nothing to fill its block with."""
 APART_BLOCK, APART_BYTES = 128, 2**17
 """Predictions in a pass over rows elsewhere, and what a block holds of each meanwhile."""
 
@@ -102,7 +105,10 @@ def block_width(rows: Rows, factor: int = 0) -> int:
         room = rows.store.room
         width = APART_BLOCK if room is None else int(np.clip(room // (4 * APART_BYTES), 8, APART_BLOCK))
         return max(width // directions_of(rows), 1)
-    room = budget.beside(rows, budget.INFLUENCES, factor)
+    few = min(4 * FEW_BLOCK * rows.n, FEW_BYTES)
+    if rows.store.room is not None:
+        few = min(few, rows.store.room // 4)
+    room = max(budget.beside(rows, budget.INFLUENCES, factor), few)
     return int(np.clip(room // (4 * max(rows.n, 1) * directions_of(rows)), 1, MAX_BLOCK))
 
 
