@@ -15,6 +15,7 @@ import sklearn
 from mlflow_relabel_audit.errors import RequestError, UnsupportedModelError
 from mlflow_relabel_audit.problem import FloatArray, Problem, as_matrix
 from mlflow_relabel_audit.rows import ClusterStore, MemoryStore, ParquetSource, PassingStore, Rows, Spool
+from mlflow_relabel_audit.rows.store import places
 
 CHUNK_ROWS = 2**16
 """Most rows that are transformed at once where they are not kept in memory."""
@@ -137,9 +138,8 @@ def chunks(X: Any, memory_limit: int, features: int) -> Iterator[Any]:
         yield from X.chunks(length)
         return
     X = indexable(X)
-    rows = X.iloc if isinstance(X, (pd.DataFrame, pd.Series)) else X
     for start in range(0, X.shape[0], length):
-        yield rows[start : start + length]
+        yield places(X)[start : start + length]
 
 
 def indexable(X: Any) -> Any:
@@ -196,7 +196,7 @@ def _source(X: Any) -> tuple[Any, Any]:
     if isinstance(X, ParquetSource):
         return X, X.read(0, 2)
     source = indexable(X)
-    return source, (source.iloc if isinstance(source, (pd.DataFrame, pd.Series)) else source)[:2]
+    return source, places(source)[:2]
 
 
 def _transform(transformer: Any, X: Any) -> Any:

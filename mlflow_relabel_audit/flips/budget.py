@@ -19,7 +19,7 @@ REFITS = 0.375
 """Share of what is kept of each row and column between the passes of refits."""
 
 
-def beside(rows: Rows, share: float, order: int = 0) -> int:
+def beside(rows: Rows, share: float, order: int = 0, least: int = LEAST) -> int:
     """Bytes that may be held beside the rows for one purpose.
 
     Parameters
@@ -29,8 +29,10 @@ def beside(rows: Rows, share: float, order: int = 0) -> int:
         of the stored entries and a factor of ``order``; at most a quarter of the room that a memory limit leaves.
     order : int
         of the dense matrix that the curvature holds.
+    least : int
+        given whatever the share, as far as there is room.
     """
     entry = np.dtype(rows.store.dtype).itemsize + (4 if rows.sparse else 0)
     held = entry * rows.nnz + 8 * order**2
-    size = int(np.clip(share * held, LEAST, MOST))
+    size = int(np.clip(share * held, least, MOST))
     return size if rows.store.room is None else min(size, rows.store.room // 4)

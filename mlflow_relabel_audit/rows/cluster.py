@@ -23,7 +23,7 @@ from mlflow_relabel_audit.rows.allocation import keep_freed_memory
 from mlflow_relabel_audit.rows.block import RowBlock, settled
 from mlflow_relabel_audit.rows.memory import as_features
 from mlflow_relabel_audit.rows.shelf import SHELF_BYTES
-from mlflow_relabel_audit.rows.store import Call, Fold, Join, Step, block_bounds, joined_nodes, runs
+from mlflow_relabel_audit.rows.store import Call, Fold, Join, Step, block_bounds, joined_nodes, places, runs
 
 PATIENCE = 30
 """Seconds to wait for a scheduler, and for its first worker."""
@@ -86,9 +86,8 @@ class ClusterStore:
         submit = self.client.submit
         blocks = []
         if not hasattr(source, "read"):
-            rows = source.iloc if hasattr(source, "iloc") else source
             for start, stop in self.bounds:
-                some = rows[start:stop]
+                some = places(source)[start:stop]
                 blocks.append(submit(_made, transform, some, self.shape[1], start, self.intercept, pure=False))
         else:
             for span in source.spans(self.bounds):  # blocks of one row group are read together
@@ -293,9 +292,8 @@ def _read(
     source: Any, transform: Transform, span: list[tuple[int, int]], width: int, intercept: bool
 ) -> list[RowBlock]:
     first, last = span[0][0], span[-1][1]
-    rows = source.read(first, last)
-    places = rows.iloc if hasattr(rows, "iloc") else rows
-    return [_made(transform, places[start - first : stop - first], width, start, intercept) for start, stop in span]
+    rows = places(source.read(first, last))
+    return [_made(transform, rows[start - first : stop - first], width, start, intercept) for start, stop in span]
 
 
 def _item(blocks: list[RowBlock], number: int) -> RowBlock:

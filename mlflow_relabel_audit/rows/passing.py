@@ -10,7 +10,7 @@ import scipy.sparse as sp
 from mlflow_relabel_audit.errors import StoreError
 from mlflow_relabel_audit.rows.block import RowBlock
 from mlflow_relabel_audit.rows.memory import as_features
-from mlflow_relabel_audit.rows.store import Call, Join, Step, fold, walk
+from mlflow_relabel_audit.rows.store import Call, Join, Step, fold, places, walk
 
 PASSING_BYTES = 2**23
 """Dense bytes of a block."""
@@ -56,10 +56,8 @@ class PassingStore:
         """
         if self._last is None or self._last[0] != number:
             start, stop = self.bounds[number]
-            if hasattr(self._source, "read"):
-                rows = self._source.read(start, stop)
-            else:
-                rows = (self._source.iloc if hasattr(self._source, "iloc") else self._source)[start:stop]
+            source = self._source
+            rows = source.read(start, stop) if hasattr(source, "read") else places(source)[start:stop]
             features = as_features(self._transform(rows))
             if features.shape[1] != self.shape[1]:
                 raise StoreError(

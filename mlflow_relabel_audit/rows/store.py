@@ -81,6 +81,11 @@ def block_bounds(n: int, features: int, sparse: bool) -> list[tuple[int, int]]:
     return [(start, min(start + length, n)) for start in range(0, n, length)] or [(0, 0)]
 
 
+def places(rows: Any) -> Any:
+    """Rows by where they stand, also those of frames and series, whose own index goes by label."""
+    return rows.iloc if hasattr(rows, "iloc") else rows
+
+
 def runs(count: int, most: int) -> list[range]:
     """Numbers up to ``count`` in at most so many runs of about one length, within an eighth of it.
 

@@ -106,9 +106,7 @@ def block_width(rows: Rows, factor: int = 0) -> int:
         width = APART_BLOCK if room is None else int(np.clip(room // (4 * APART_BYTES), 8, APART_BLOCK))
         return max(width // directions_of(rows), 1)
     few = min(4 * FEW_BLOCK * rows.n, FEW_BYTES)
-    if rows.store.room is not None:
-        few = min(few, rows.store.room // 4)
-    room = max(budget.beside(rows, budget.INFLUENCES, factor), few)
+    room = budget.beside(rows, budget.INFLUENCES, factor, max(few, budget.LEAST))
     return int(np.clip(room // (4 * max(rows.n, 1) * directions_of(rows)), 1, MAX_BLOCK))
 
 
