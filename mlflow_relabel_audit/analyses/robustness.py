@@ -320,7 +320,7 @@ def _flip_frame(fitted: Fitted, block: EstimateBlock, found: list[FlipSet], ids:
 def _empty_predictions(fitted: Fitted, ids: Any, truth: FloatArray) -> pd.DataFrame:
     nothing, none = np.zeros((fitted.rows.p, 0)), np.zeros(0, dtype=np.intp)
     asked = Asked(none, none, none, nothing, np.zeros(0), np.zeros(0), np.zeros(0))
-    block = EstimateBlock(0, 0, asked, nothing, None, [])
+    block = EstimateBlock(0, 0, asked, nothing, [])
     return _prediction_frame(fitted, block, [], np.zeros(0, dtype=np.int64), ids[:0], truth[:0])
 
 

@@ -13,9 +13,9 @@ from mlflow_relabel_audit.rows import Rows
 
 LEAST = 2**22
 MOST = 2**28
-INFLUENCES = 0.2
+INFLUENCES = 0.3
 """Share of the float32 influences of one block of predictions."""
-REFITS = 0.375
+REFITS = 0.32
 """Share of what is kept of each row and column between the passes of refits."""
 
 

@@ -8,6 +8,7 @@ import scipy.sparse as sp
 
 from mlflow_relabel_audit.flips import budget
 from mlflow_relabel_audit.flips.order.influence import FEW_BLOCK, block_width
+from mlflow_relabel_audit.flips.refit.rows import Kept
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect
 from mlflow_relabel_audit.flips.search.prefix import MAX_WIDTH, VerifiedSearch
 from mlflow_relabel_audit.rows import Rows
@@ -50,3 +51,21 @@ def test_rows_of_few_entries_share_a_pass_all_the_same() -> None:
     thin = rows_of(sp.csr_matrix((np.ones(n), np.zeros(n, dtype=int), np.arange(n + 1)), shape=(n, 3)), n)
     assert block_width(thin) == FEW_BLOCK
     assert 4 * n * FEW_BLOCK > budget.beside(thin, budget.INFLUENCES)
+
+
+def test_columns_are_dropped_within_the_memory_that_is_held() -> None:
+    """No second table beside the first, and the first is let go once half of it is not needed."""
+    kept = Kept.empty(5_000, 8, np.float32)
+    rng = np.random.default_rng(0)
+    for table in (kept.z, kept.image, kept.response):
+        table[:] = rng.standard_normal(table.shape)
+    before = kept.columns(np.arange(8))
+    held = kept.z
+    kept.narrow(np.array([0, 2, 3, 4, 7]))
+    assert np.shares_memory(kept.z, held)
+    kept.narrow(np.array([0, 1, 2, 4]))
+    assert not np.shares_memory(kept.z, held)
+    for name in ("z", "image", "response"):
+        left = getattr(kept, name)
+        assert left.flags.c_contiguous
+        np.testing.assert_array_equal(left, getattr(before, name)[:, [0, 2, 3, 7]])

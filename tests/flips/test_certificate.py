@@ -16,7 +16,7 @@ from mlflow_relabel_audit.flips.certificate import bound as module
 from mlflow_relabel_audit.flips.certificate import localisation
 from mlflow_relabel_audit.flips.certificate.bound import Certificate
 from mlflow_relabel_audit.flips.order.influence import estimate
-from mlflow_relabel_audit.flips.order.response import response_error
+from mlflow_relabel_audit.flips.order.response import respond, response_error
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect
 from mlflow_relabel_audit.flips.search.prefix import VerifiedSearch
 from mlflow_relabel_audit.problem import ClassWeight
@@ -157,7 +157,8 @@ class TestAgainstTheSearch:
         (block,) = estimate(model.rows, model.point, effect, evaluation, model.problem)
         error = response_error(model.rows, block.direction, model.rows.square_norms())
         h = np.sqrt(np.einsum("pb,pb->b", block.targets, block.direction))
-        lower = prepared.lower_bounds(block.margin, block.response[:, 0], error, h)
+        response = respond(model.rows, block.direction * block.toward, np.empty((40, 400), dtype=np.float32))
+        lower = prepared.lower_bounds(block.margin, response[:, 0], error, h)
         found = [f.k for f in searcher.run(block) if f.status == "verified"]
         assert len(found) == 40
         assert np.all(lower <= found)

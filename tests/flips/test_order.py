@@ -7,7 +7,7 @@ import pytest
 
 from mlflow_relabel_audit.flips.order.influence import decided_heads, estimate
 from mlflow_relabel_audit.flips.order.ranking import FIRST_HEAD, longer_order
-from mlflow_relabel_audit.flips.order.response import response_error
+from mlflow_relabel_audit.flips.order.response import ResponseBounds, respond, response_error
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect
 from tests.flips.fitting import Fitted, fitted
 
@@ -108,4 +108,24 @@ def test_float32_responses_stay_within_their_bound(sparse: bool) -> None:
     (block,) = estimate(model.rows, model.point, effect, model.evaluation(X), model.problem)
     exact = model.rows.margins(block.direction * block.toward).T
     scale, row = response_error(model.rows, block.direction, model.rows.square_norms())
-    assert np.all(np.abs(block.response[:, 0] - exact) <= np.outer(scale, row))
+    found = respond(model.rows, block.direction * block.toward, np.empty((20, 500), dtype=np.float32))[:, 0]
+    assert np.all(np.abs(found - exact) <= np.outer(scale, row))
+
+
+@pytest.mark.parametrize("ahead", [1, 3, 50])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_bounds_of_responses_follow_the_queue_and_are_from_above(sparse: bool, ahead: int) -> None:
+    model = fitted(n=500, p=40, sparse=sparse)
+    direction = np.random.default_rng(6).standard_normal((model.rows.p, 20))
+    exact = np.abs(model.rows.margins(direction)).T
+    queue = [1, 2, 5, 7, 8, 9, 12, 13, 19]
+    bounds = ResponseBounds(model.rows, direction, model.rows.square_norms(), queue, ahead)
+    given = []
+    for count in (4, 0, 1, 4):
+        for some, bound in bounds.next(count):
+            asked = queue[len(given) + some.start : len(given) + some.stop]
+            assert bound.dtype == np.float32
+            assert np.all(bound >= exact[asked])
+            assert np.all(bound <= exact[asked] + 1e-3)
+        given += queue[len(given) : len(given) + count]
+    assert given == queue

@@ -172,7 +172,7 @@ def test_proved_intervals_hold_the_exact_margin(class_weight: object, far: float
     state = RefitBlock(model.problem, model.rows, model.point, effect, model.point.curvature.row_norms(model.rows), 12)
     sets = [Relabelling.of_two(model.rows.y, rng.choice(200, size, replace=False)) for size in rng.integers(1, 40, 12)]
     slots = np.arange(12)
-    state.load(slots, block.targets, block.direction, np.abs(block.response[:, 0]) * 1.0001)
+    state.load(slots, block.targets, block.direction, np.abs(model.rows.margins(block.direction)).T * 1.0001)
     state.relabel(slots, sets)
     exact = np.array([_exact(model, sets[t], block.targets[:, t]) for t in range(12)])
     tightest = []

@@ -41,9 +41,6 @@ class EstimateBlock:
         their margins.
     direction : ndarray of shape (p, B)
         u_t = H^-1 x_t.
-    response : ndarray of shape (B, M, n), float32, or None
-        ``toward_t x_i . u_t`` of every output; valid until the next block is drawn, None where blocks were joined or
-        the rows are not one array in this process (see `responses_of`).
     orders : list of InfluenceOrder
     """
 
@@ -51,7 +48,6 @@ class EstimateBlock:
     stop: int
     asked: Asked
     direction: FloatArray = field(repr=False)
-    response: FloatArray | None = field(repr=False)
     orders: list[InfluenceOrder] = field(repr=False)
 
     @property
@@ -70,13 +66,13 @@ class EstimateBlock:
         return self.asked.targets
 
     def only(self, chosen: IntArray) -> EstimateBlock:
-        """Some of the margins; without the responses."""
+        """Some of the margins."""
         orders = [self.orders[t] for t in chosen]
-        return EstimateBlock(self.start, self.stop, self.asked.only(chosen), self.direction[:, chosen], None, orders)
+        return EstimateBlock(self.start, self.stop, self.asked.only(chosen), self.direction[:, chosen], orders)
 
     @classmethod
     def joined(cls, blocks: list[EstimateBlock]) -> EstimateBlock:
-        """Blocks that follow one another as one; of several, the responses are gone."""
+        """Blocks that follow one another as one."""
         if len(blocks) == 1:
             return blocks[0]
         return cls(
@@ -84,7 +80,6 @@ class EstimateBlock:
             blocks[-1].stop,
             Asked.joined([block.asked for block in blocks]),
             np.concatenate([block.direction for block in blocks], axis=1),
-            None,
             [order for block in blocks for order in block.orders],
         )
 
@@ -111,10 +106,7 @@ def block_width(rows: Rows, factor: int = 0) -> int:
 
 
 def responses_of(rows: Rows, block: EstimateBlock) -> Iterator[tuple[slice, FloatArray]]:
-    """Yield a block's responses, a few predictions at a time where they have to be brought here, with their place."""
-    if block.response is not None:
-        yield slice(0, len(block.orders)), block.response
-        return
+    """Yield a block's responses, a few predictions at a time, with their place."""
     room = budget.beside(rows, budget.INFLUENCES)
     width = int(np.clip(room // (4 * max(rows.n * rows.outputs, 1)), 1, max(len(block.orders), 1)))
     buffer = np.empty((width * rows.outputs, rows.n), dtype=np.float32)
@@ -153,11 +145,10 @@ def estimate(
         code of the class to flip to; any other one than the predicted by default.
     """
     width = min(width or block_width(rows, point.curvature.order), max(evaluation.n, 1))
-    buffer = np.empty((width * directions_of(rows), rows.n), dtype=np.float32) if rows.held else None
     for start in range(first, evaluation.n, width):
         stop = min(start + width, evaluation.n)
         asked = ask(problem, evaluation, point, start, stop, want)
-        yield order_block(rows, point, effect, problem, asked, start, stop, buffer)
+        yield order_block(rows, point, effect, problem, asked, start, stop)
 
 
 def order_block(
@@ -168,16 +159,15 @@ def order_block(
     asked: Asked,
     start: int = 0,
     stop: int = 1,
-    buffer: FloatArray | None = None,
 ) -> EstimateBlock:
-    """Rank the rows for margins of the evaluation rows ``start:stop``; responses stay in ``buffer``, where given."""
+    """Rank the rows for margins of the evaluation rows ``start:stop``."""
     direction = point.curvature.solve(asked.targets)
     toward = direction * asked.toward
     response = None
-    if buffer is not None:
-        response = respond(rows, toward, buffer[: len(asked.owner) * rows.outputs])
+    if rows.held:
+        response = respond(rows, toward, np.empty((len(asked.owner) * rows.outputs, rows.n), dtype=np.float32))
     orders = rank_block(rows, effect, asked.margin, toward, response, problem.cut)
-    return EstimateBlock(start, stop, asked, direction, response, orders)
+    return EstimateBlock(start, stop, asked, direction, orders)
 
 
 def decided_heads(

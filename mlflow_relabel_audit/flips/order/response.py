@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 
 from mlflow_relabel_audit.errors import RequestError
@@ -46,3 +48,53 @@ def response_error(rows: Rows, direction: FloatArray, square_norms: FloatArray) 
     """
     unit = (rows.p + 3) * 2.0**-24 * 1.01
     return unit * np.linalg.norm(direction, axis=0), np.sqrt(square_norms)
+
+
+class ResponseBounds:
+    """Upper bounds of ``|x_i . u_t|``, of predictions that are asked for in the order of a queue.
+
+    A pass over the rows costs much the same for one prediction as for several, so the next ones in the queue are worked
+    out along with the one that is asked for.
+
+    Parameters
+    ----------
+    rows : Rows
+        of one output.
+    direction : ndarray of shape (p, T)
+        u_t.
+    square_norms : ndarray of shape (n,)
+        of the rows.
+    queue : sequence of int
+        every t that will be asked for.
+    ahead : int
+        predictions that are worked out at once.
+    """
+
+    def __init__(
+        self, rows: Rows, direction: FloatArray, square_norms: FloatArray, queue: Sequence[int], ahead: int
+    ) -> None:
+        self._rows, self._direction = rows, direction
+        self._scale, self._row = response_error(rows, direction, square_norms)
+        self._queue, self._ahead = np.asarray(queue, dtype=np.intp), ahead
+        self._held = np.empty((0, rows.n), dtype=np.float32)
+        self._waiting = self._held
+
+    def next(self, count: int) -> Iterator[tuple[slice, FloatArray]]:
+        """Yield those of the next ``count`` predictions of the queue: which of them, and float32 of shape (b, n)."""
+        done = 0
+        while done < count:
+            if not len(self._waiting):
+                self._work_out()
+            part = self._waiting[: count - done]
+            self._waiting = self._waiting[len(part) :]
+            yield slice(done, done + len(part)), part
+            done += len(part)
+
+    def _work_out(self) -> None:
+        asked, self._queue = self._queue[: self._ahead], self._queue[self._ahead :]
+        if len(self._held) != len(asked):
+            self._held = np.empty((len(asked), self._rows.n), dtype=np.float32)
+        respond(self._rows, self._direction[:, asked], self._held)
+        for one, scale in zip(np.abs(self._held, out=self._held), self._scale[asked], strict=True):
+            one += scale * self._row
+        self._waiting = self._held

@@ -17,6 +17,8 @@ BYTES = 28
 """Of what is kept for one row and column at most."""
 KEPT_BYTES = 2**28
 """What is kept beside the rows between passes at most; beyond that, passes compute it anew."""
+MOVED_UP = 2**10
+"""Lines of a table that are moved at once."""
 EVEN = 0.6
 """Share of the shelves of all processes that is counted on: one may hold more of the rows than another."""
 
@@ -69,9 +71,22 @@ class Kept:
         return Kept(*(np.ascontiguousarray(part[:, slots]) for part in self._arrays()))
 
     def narrow(self, slots: IntArray) -> None:
-        """Drop every column but these, one array after the other, so that never two sets of them are held."""
+        """Drop every column but these.
+
+        In the memory that is held, for a copy beside it would be the most there ever is, until half of it can go.
+        """
         for name in self.NAMES[: len(self._arrays())]:
-            setattr(self, name, np.ascontiguousarray(getattr(self, name)[:, slots]))
+            setattr(self, name, _moved_up(getattr(self, name), slots))
+
+
+def _moved_up(table: FloatArray, slots: IntArray) -> FloatArray:
+    """Columns ``slots`` of a contiguous table, at the beginning of its own memory, or in less of it by half."""
+    lines, width = len(table), len(slots)
+    out = table.reshape(-1)[: lines * width].reshape(lines, width)
+    for start in range(0, lines, MOVED_UP):  # a line moves to where none is that has yet to move
+        out[start : start + MOVED_UP] = table[start : start + MOVED_UP, slots]
+    owner = table if table.base is None else table.base
+    return out.copy() if 2 * out.size <= owner.size else out
 
 
 @dataclass(frozen=True)

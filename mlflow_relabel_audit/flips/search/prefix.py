@@ -19,7 +19,7 @@ from mlflow_relabel_audit.errors import SingularHessianError
 from mlflow_relabel_audit.flips import budget
 from mlflow_relabel_audit.flips.order.influence import EstimateBlock, decided_heads
 from mlflow_relabel_audit.flips.order.ranking import InfluenceOrder, longer_order
-from mlflow_relabel_audit.flips.order.response import response_error
+from mlflow_relabel_audit.flips.order.response import ResponseBounds
 from mlflow_relabel_audit.flips.refit.rows import BYTES, columns_beside, keeps
 from mlflow_relabel_audit.flips.refit.simultaneous import CONVERGED, RefitBlock
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect, Relabelling
@@ -35,8 +35,8 @@ MAX_REFRESHES = 20
 REFERENCE_ENTRIES = 60_000
 WIDENING = 8
 """How many times more rows every next reference of a column follows."""
-LOADED = 8
-"""Columns whose responses are copied at once."""
+AHEAD = 2
+"""Share of the columns, as its inverse, whose responses are worked out at once."""
 FREE_AIMS = 6
 """How often an unproved column may change its k before it has to settle the one it is at."""
 
@@ -137,13 +137,15 @@ class VerifiedSearch:
         if not width:
             return []
         state = self.refits(width)
-        scale, row = response_error(self.rows, block.direction, self._square_norms)
         pending = [t for t in range(len(orders)) if upper is None or upper[t] > 1]
         for t in set(range(len(orders))) - set(pending):
             results[t] = FlipSet.empty(UNVERIFIED)
         for t in [t for t in pending if not len(orders[t].change)]:  # no label pulls toward the flip
             results[t] = FlipSet.empty(NOT_FLIPPABLE)
             pending.remove(t)
+        bounds = None
+        if state.holds and self.rows.outputs == 1:
+            bounds = ResponseBounds(self.rows, block.direction, self._square_norms, pending, max(width // AHEAD, 1))
         pending.reverse()
         columns: list[Bracket | None] = [None] * width
 
@@ -162,7 +164,7 @@ class VerifiedSearch:
 
         def admit() -> None:
             """Fill free columns and settle the new ones; those that wait for a descent are left as they stand."""
-            while (fresh := self._fill(state, columns, pending, block, orders, upper, scale, row)).size:
+            while (fresh := self._fill(state, columns, pending, block, orders, upper, bounds)).size:
                 self._settle(state, columns, fresh, block, bounded)
                 collect()
 
@@ -196,8 +198,7 @@ class VerifiedSearch:
         block: EstimateBlock,
         orders: list[InfluenceOrder],
         upper: list[int] | None,
-        scale: FloatArray,
-        row: FloatArray,
+        bounds: ResponseBounds | None,
     ) -> IntArray:
         """Put waiting predictions into free columns; returns the slots that were filled."""
         fresh: list[int] = []
@@ -222,26 +223,11 @@ class VerifiedSearch:
             fresh.append(slot)
             sets.append(self._set(column))
         slots = np.asarray(fresh, dtype=np.intp)
-        together = max(len(slots), 1) if block.response is None else LOADED
-        for start in range(0, len(slots), together):
-            some = slice(start, start + together)
-            self._load(state, slots[some], asked[some], block, scale, row)
+        for some, bound in [(slice(None), None)] if bounds is None else bounds.next(len(slots)):
+            state.load(slots[some], block.targets[:, asked[some]], block.direction[:, asked[some]], bound)
         if fresh:
             state.relabel(slots, sets)
         return slots
-
-    def _load(
-        self, state: RefitBlock, slots: IntArray, asked: IntArray, block: EstimateBlock, scale: FloatArray,
-        row: FloatArray,
-    ) -> None:  # fmt: skip
-        """Start predictions afresh in columns."""
-        response = None
-        if block.response is not None and self.rows.outputs == 1:
-            response = np.abs(block.response[asked, 0])
-            response += np.outer(scale[asked], row)
-        elif state.holds and self.rows.outputs == 1:  # kept in float32, which may round down
-            response = np.abs(self.rows.margins(block.direction[:, asked])).T * (1.0 + 2.0**-22)
-        state.load(slots, block.targets[:, asked], block.direction[:, asked], response)
 
     def _goto(self, column: Bracket, k: int, block: EstimateBlock) -> None:
         """Move a column to k, inside its bracket, growing its order where k outruns it."""
