@@ -9,10 +9,12 @@ one array (`Held`) or blocks elsewhere (`apart`), and no more of the n influence
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any, Protocol
 
 import numpy as np
 
+from mlflow_relabel_audit.flips.relabelling import Relabelling
 from mlflow_relabel_audit.likelihood import FloatArray, IntArray
 
 SAMPLE = 512
@@ -87,33 +89,37 @@ def floors(source: Influences, some: IntArray, need: FloatArray, head: int) -> F
     return np.where(rank < size, np.maximum(found, TINY), TINY)
 
 
-def ordered(found: Found, width: int) -> list[tuple[IntArray, FloatArray]]:
+def ordered(found: Found, width: int, label: IntArray) -> list[tuple[Relabelling, FloatArray]]:
     """Cells of ``width`` predictions: rows and float64 influences of each, the largest first, equal ones by position.
 
-    Sorting (inverted bits of a positive float32, row) as one 64-bit number ranks equal values by position.
+    Sorting (inverted bits of a positive float32, row) as one 64-bit number ranks equal values by position. ``label``,
+    shape (n,), are the present labels, of two classes.
     """
     who, index, value = found
-    keys = (~value.view(np.uint32)).astype(np.uint64) << np.uint64(32) | index.astype(np.uint64)
-    out = []
-    for part in apiece(who, keys, width):
+    keys = apiece(who, (~value.view(np.uint32)).astype(np.uint64) << np.uint64(32) | index.astype(np.uint64), width)
+    for part in keys:
         part.sort()
-        gains = (~(part >> np.uint64(32)).astype(np.uint32)).view(np.float32).astype(np.float64)
-        out.append(((part & np.uint64(0xFFFFFFFF)).astype(np.int64), gains))
-    return out
+    together = np.concatenate(keys)  # calls for every prediction would take longer than what they do
+    gains = (~(together >> np.uint64(32)).astype(np.uint32)).view(np.float32).astype(np.float64)
+    change = Relabelling.of_two(label, (together & np.uint64(0xFFFFFFFF)).astype(np.int64))
+    edges = list(pairwise(accumulate((len(part) for part in keys), initial=0)))
+    return [(Relabelling(change.index[a:b], change.label[a:b]), gains[a:b]) for a, b in edges]
 
 
 def apiece(who: IntArray, values: Any, width: int) -> list[Any]:
     """Values of cells, apart for each of ``width`` predictions."""
     if len(who) > 1 and not np.all(who[1:] >= who[:-1]):
         values = values[np.argsort(who, kind="stable")]
-    return np.split(values, np.cumsum(np.bincount(who, minlength=width))[:-1])
+    return [values[a:b] for a, b in pairwise(accumulate(np.bincount(who, minlength=width).tolist(), initial=0))]
 
 
 def _cells(values: FloatArray, inside: Any) -> Found:
     """The cells of a block marked in ``inside``."""
-    who = np.repeat(np.arange(len(values)), np.count_nonzero(inside, axis=1))
+    width, n = values.shape
     flat = np.flatnonzero(inside)
-    return who, flat - who * values.shape[1], values[inside]
+    who = np.repeat(np.arange(width), np.diff(flat.searchsorted(n * np.arange(width + 1))))
+    index = flat - who * n
+    return who, index, values[who, index]
 
 
 def reaching(values: FloatArray, floor: FloatArray) -> Found:

@@ -127,22 +127,23 @@ def _rank(
     beyond = np.where(within, 0.0, goal_paper)
     pending = np.arange(len(goal))
     head = min(FIRST_HEAD, n)
+    near = np.stack([goal, goal_paper], axis=1)[:, :, None] * [1.0 - CLOSE, 1.0, 1.0 + CLOSE]
     while pending.size:
         floor = floors(source, pending, wanted[pending], head)
-        found = ordered(source.reaching(pending, floor, beyond[pending]), len(pending))
+        found = ordered(source.reaching(pending, floor, beyond[pending]), len(pending), effect.label)
         short: list[int] = []
         past: list[int] = []
-        for t, least, (index, gains) in zip(pending.tolist(), floor.tolist(), found, strict=True):
+        for t, least, (change, gains) in zip(pending.tolist(), floor.tolist(), found, strict=True):
             total = np.cumsum(gains)
             reached = float(total[-1]) if len(total) else 0.0
-            for each in (goal[t], goal_paper[t]):
-                doubtful[t] |= (np.abs(total - each) <= CLOSE * each).any()
+            below, k, above, below_paper, k_paper, above_paper = total.searchsorted(near[t].ravel(), "right").tolist()
+            doubtful[t] |= below < above or below_paper < above_paper
             if least > TINY and reached < need[t]:
                 wanted[t] *= np.clip(1.5 * need[t] / max(reached, TINY), 1.0, GROWTH)
                 short.append(t)
                 continue
-            k, k_paper = (_crossing(total, float(each)) for each in (goal[t], goal_paper[t]))
-            orders[t] = InfluenceOrder(Relabelling.of_two(effect.label, index), gains, least, k, k_paper)
+            k, k_paper = ((place + 1) * (place < len(total)) for place in (k, k_paper))
+            orders[t] = InfluenceOrder(change, gains, least, k, k_paper)
             if least > TINY and not k_paper:
                 past.append(t)
         depths = source.depths(np.asarray(past, dtype=np.intp), goal_paper[past])
@@ -210,8 +211,7 @@ def longer_order(
     while not longer.complete and len(longer.index) <= len(order.index):
         head = min(GROWTH * head, rows.n)
         floor = floors(source, only, np.zeros(1), head)
-        ((index, gains),) = ordered(source.reaching(only, floor, np.zeros(1)), 1)
-        change = Relabelling.of_two(effect.label, index)
+        ((change, gains),) = ordered(source.reaching(only, floor, np.zeros(1)), 1, effect.label)
         longer = dataclasses.replace(order, change=change, influence=gains, floor=float(floor[0]))
         (longer,) = decided(rows, effect, column, [longer], reach)
     return longer
