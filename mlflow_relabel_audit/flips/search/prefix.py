@@ -31,6 +31,8 @@ from mlflow_relabel_audit.rows import Rows
 MIN_WIDTH, MAX_WIDTH = 8, 128
 MIN_DESCENTS = 4
 MAX_DESCENTS = 60
+PATIENCE = 0.67
+"""Times the iterations that an own reference costs, without which it is done at first."""
 MAX_REFRESHES = 20
 REFERENCE_ENTRIES = 60_000
 WIDENING = 8
@@ -94,10 +96,10 @@ class VerifiedSearch:
         if not self.keeps and width is None:  # every pass serves all columns
             self.width = min(MAX_WIDTH, fits) if self.beside else MAX_WIDTH
         self.products, self.settled, self.refreshed = 0.0, 0, 0
-        # rows an own reference follows, and the iterations (of 4 n p) it costs: do without until they are spent
+        # rows an own reference follows, and the iterations (of 4 n p) it costs: do without until so many are spent
         self._followed = min(rows.n, max(rows.p, REFERENCE_ENTRIES // rows.p, rows.n // 8))
         spent = 2.0 * self._followed * rows.p**2 + rows.p**3 / 3.0
-        self._patience = int(np.clip(spent / (4.0 * max(rows.nnz, 1)), MIN_DESCENTS, MAX_DESCENTS))
+        self._patience = int(np.clip(PATIENCE * spent / (4.0 * max(rows.nnz, 1)), MIN_DESCENTS, MAX_DESCENTS))
 
     @property
     def cost(self) -> SearchCost:
@@ -283,8 +285,8 @@ class VerifiedSearch:
 
     def _refresh(self, state: RefitBlock, slot: int, column: Bracket) -> None:
         """Give a slow column its own reference Hessian; where it has none, try a smaller set from the start."""
-        column.patience = column.descents + self._patience
         column.refreshes += 1
+        column.patience = column.descents + min(2**column.refreshes, 4) * self._patience  # the next costs more
         if column.refreshes > MAX_REFRESHES:
             column.abandoned = True
             return
