@@ -15,7 +15,7 @@ LEAST = 2**22
 MOST = 2**28
 INFLUENCES = 0.3
 """Share of the float32 influences of one block of predictions."""
-REFITS = 0.32
+REFITS = 0.3
 """Share of what is kept of each row and column between the passes of refits."""
 
 

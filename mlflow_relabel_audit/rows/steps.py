@@ -73,7 +73,7 @@ def part_gram(block: RowBlock, index: IntArray, diagonal: FloatArray) -> tuple[A
     out: Any = 0.0 if block.sparse else np.zeros((block.p, block.p))
     width = block.features.shape[1]
     # a copy of so many rows at a time, not of them all
-    length = SPARSE_PICKED if block.sparse else max(256, 2 * PICKED // block.p)
+    length = SPARSE_PICKED if block.sparse else max(128, PICKED // block.p)
     for start in range(0, len(index), length):
         some = slice(start, start + length)
         root = np.sqrt(diagonal[some])

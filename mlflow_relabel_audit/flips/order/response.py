@@ -89,6 +89,8 @@ class ResponseBounds:
             self._waiting = self._waiting[len(part) :]
             yield slice(done, done + len(part)), part
             done += len(part)
+        if not (len(self._waiting) or len(self._queue)):  # they are held no longer than they are needed
+            self._held = self._waiting = self._held[:0].copy()
 
     def _work_out(self) -> None:
         asked, self._queue = self._queue[: self._ahead], self._queue[self._ahead :]
