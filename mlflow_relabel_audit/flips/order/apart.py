@@ -21,6 +21,7 @@ from mlflow_relabel_audit.flips.order.heads import (
     bits_of,
     census,
     floors,
+    positive,
     reaching,
     stride_of,
 )
@@ -232,7 +233,7 @@ def reaching_there(block: RowBlock, start: int, *given: Any) -> tuple[list[Found
     bins = (low, np.full(len(deep), INFINITE_BITS), np.full(len(deep), EIGHTH))
     for first, values in _influences(block, start, along, ticket, gain, narrow, shift):
         parts.append(_shifted(reaching(values, floor), first))
-        reachable += np.maximum(values, np.float32(0.0)).sum(axis=1)
+        reachable += positive(values)
         if len(deep):
             more, weight = census(values[deep], *bins)
             counts += more

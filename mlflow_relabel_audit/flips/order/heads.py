@@ -113,18 +113,29 @@ def apiece(who: IntArray, values: Any, width: int) -> list[Any]:
     return [values[a:b] for a, b in pairwise(accumulate(np.bincount(who, minlength=width).tolist(), initial=0))]
 
 
-def _cells(values: FloatArray, inside: Any) -> Found:
-    """The cells of a block marked in ``inside``."""
-    width, n = values.shape
-    flat = np.flatnonzero(inside)
-    who = np.repeat(np.arange(width), np.diff(flat.searchsorted(n * np.arange(width + 1))))
-    index = flat - who * n
-    return who, index, values[who, index]
-
-
 def reaching(values: FloatArray, floor: FloatArray) -> Found:
     """Cells that reach the floor of their prediction."""
-    return _cells(values, values >= floor.astype(np.float32)[:, None])
+    flat, each = _cells(values, floor)
+    who = np.repeat(np.arange(len(values)), each)
+    index = flat - who * values.shape[1]
+    return who, index, _taken(values, flat)
+
+
+def _cells(values: FloatArray, floor: FloatArray) -> tuple[IntArray, IntArray]:
+    """Places of the cells that reach a floor, in a flat table, and how many each prediction has."""
+    width, n = values.shape
+    flat = np.flatnonzero(values >= floor.astype(np.float32)[:, None])
+    return flat, np.diff(flat.searchsorted(n * np.arange(width + 1)))
+
+
+def _taken(values: FloatArray, flat: IntArray) -> FloatArray:
+    """Cells at places of a flat table; of a part of one without a copy of all."""
+    return values.reshape(-1).take(flat) if values.flags.c_contiguous else values[np.divmod(flat, values.shape[1])]
+
+
+def positive(values: FloatArray) -> FloatArray:
+    """Sum of the positive values of each prediction, shape (b,), to float32."""
+    return np.asarray(np.maximum(values, np.float32(0.0)) @ np.ones(values.shape[1], dtype=np.float32))
 
 
 def bits_of(values: FloatArray) -> IntArray:
@@ -133,16 +144,20 @@ def bits_of(values: FloatArray) -> IntArray:
 
 
 def _floats(bits: IntArray) -> FloatArray:
-    return np.asarray(bits.astype(np.uint32).view(np.float32)[:, None])
+    return np.asarray(bits.astype(np.int32).view(np.float32))
 
 
 def between(values: FloatArray, low: IntArray, high: IntArray) -> tuple[Found, IntArray, FloatArray]:
     """Values whose bits are at least ``low`` and below ``high``; how many reach ``high``, and their sum."""
-    above = values >= _floats(high)
-    inside = values >= _floats(low)
-    inside &= ~above
-    over = np.where(above, values, np.float32(0.0)).sum(axis=1, dtype=np.float64)
-    return _cells(values, inside), np.count_nonzero(above, axis=1), over
+    who, index, value = reaching(values, _floats(low))
+    above = value >= _floats(high)[who]
+    edges = np.append(0, np.cumsum(np.bincount(who, minlength=len(values))))
+    counts, sums = (
+        np.diff(np.append(0, np.cumsum(part))[edges])
+        for part in (above, np.where(above, value, 0.0).astype(np.float64))
+    )
+    inside = np.flatnonzero(~above)
+    return (who.take(inside), index.take(inside), value.take(inside)), counts, sums
 
 
 def census(values: FloatArray, low: IntArray, high: IntArray, shift: IntArray) -> tuple[IntArray, FloatArray]:
@@ -151,12 +166,16 @@ def census(values: FloatArray, low: IntArray, high: IntArray, shift: IntArray) -
     Bounds are bits of float32 numbers, read as integers. What passes the last bin but one is counted in it; the last
     bin is for what reaches ``high``.
     """
-    who, _, inside = _cells(values, values >= _floats(low))
-    bits = inside.view(np.uint32).astype(np.int64)
-    level = np.where(bits < high[who], np.minimum((bits - low[who]) >> shift[who], BINS - 1), BINS)
-    level += (BINS + 1) * who
+    flat, each = _cells(values, _floats(low))
+    value = _taken(values, flat)
+    bits = value.view(np.int32)
+    level = bits - np.repeat(low.astype(np.int32), each)
+    level >>= np.repeat(shift.astype(np.int32), each)
+    np.minimum(level, BINS - 1, out=level)
+    level[bits >= np.repeat(high.astype(np.int32), each)] = BINS
+    line = level + np.repeat((BINS + 1) * np.arange(len(values)), each)
     size = (BINS + 1) * len(values)
-    counts, sums = (np.bincount(level, weights=weights, minlength=size) for weights in (None, inside))
+    counts, sums = (np.bincount(line, weights=weights, minlength=size) for weights in (None, value))
     return counts.reshape(-1, BINS + 1), np.asarray(sums.reshape(-1, BINS + 1), dtype=np.float64)
 
 
@@ -192,7 +211,7 @@ class Held:
         if not len(some):
             return found
         values = self._of(some)
-        reachable = 1.001 * np.maximum(values, 0.0).sum(axis=1)
+        reachable = 1.001 * positive(values)
         for t, least in enumerate(floors(self, some, goal, 1)):
             if reachable[t] > goal[t]:
                 wanted = float(goal[t])
