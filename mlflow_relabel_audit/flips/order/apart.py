@@ -43,6 +43,11 @@ SHELVED = 0.6
 """Share of the shelves of all processes that the influences of one block of predictions may take."""
 
 
+def shelved_width(rows: Rows) -> int:
+    """Predictions whose influences the processes that hold the rows can keep between passes."""
+    return int(SHELVED * rows.store.beside) // (4 * max(rows.n, 1))
+
+
 class Apart:
     """Influences that are worked out where the rows are.
 
@@ -69,7 +74,7 @@ class Apart:
         self.sample: FloatArray = -np.sort(-values, axis=1)
         width = narrow.shape[2]
         self._reachable = np.full(width, np.nan)
-        self._kept = uuid.uuid4().hex if 4 * rows.n * width <= SHELVED * rows.store.beside else None
+        self._kept = uuid.uuid4().hex if width <= shelved_width(rows) else None
         self._counted: dict[tuple[int, ...], tuple[IntArray, FloatArray]] = {}
 
     def _asked(self, step: Any, some: IntArray, *arguments: Any, sums: int) -> Any:

@@ -13,6 +13,7 @@ import numpy as np
 
 from mlflow_relabel_audit.curvature import StationaryPoint
 from mlflow_relabel_audit.flips import budget
+from mlflow_relabel_audit.flips.order.apart import shelved_width
 from mlflow_relabel_audit.flips.order.asked import Asked, ask
 from mlflow_relabel_audit.flips.order.ranking import InfluenceOrder, decided, rank_block
 from mlflow_relabel_audit.flips.order.response import respond
@@ -27,6 +28,8 @@ FEW_BLOCK, FEW_BYTES = 32, 2**26
 fewer predictions leave a search nothing to fill its block with."""
 APART_BLOCK, APART_BYTES = 128, 2**17
 """Predictions in a pass over rows elsewhere, and what a block holds of each meanwhile."""
+SHELVED_BLOCK = 64
+"""As many at least are asked about in passes of as many as the shelves of the rows' processes have room for."""
 
 
 @dataclass(frozen=True)
@@ -92,14 +95,16 @@ def directions_of(rows: Rows) -> int:
 def block_width(rows: Rows, factor: int = 0) -> int:
     """How many predictions share one pass.
 
-    Over one array in this process their influences take a share of it and of a factor of that order (`budget`); over
-    rows elsewhere no influence is kept, and under a memory limit a block's own take a quarter of what is left beside
-    the rows.
+    Over one array in this process their influences take a share of it and of a factor of that order (`budget`). Over
+    rows elsewhere they are as many as the processes that hold them can keep the influences of; where those are few, or
+    the rows are read from disk, none are kept, and under a memory limit a block's own take a quarter of what is left
+    beside the rows.
     """
     if not rows.held:
         room = rows.store.room
         width = APART_BLOCK if room is None else int(np.clip(room // (4 * APART_BYTES), 8, APART_BLOCK))
-        return max(width // directions_of(rows), 1)
+        shelved = min(shelved_width(rows), MAX_BLOCK)
+        return max((shelved if shelved >= SHELVED_BLOCK else width) // directions_of(rows), 1)
     few = min(4 * FEW_BLOCK * rows.n, FEW_BYTES)
     room = budget.beside(rows, budget.INFLUENCES, factor, max(few, budget.LEAST))
     return int(np.clip(room // (4 * max(rows.n, 1) * directions_of(rows)), 1, MAX_BLOCK))
