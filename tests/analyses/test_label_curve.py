@@ -28,6 +28,15 @@ def test_the_rates_are_recovered(rate0, rate1):
     assert estimate == pytest.approx(np.mean(label != true), abs=0.02)
 
 
+def test_given_labels_are_expected_as_often_as_they_come():
+    margin, _, label = drawn(0.02, 0.25, n=20000, slope=1.5)
+    given = fit_label_curve(margin, label).probability_given(margin)
+    for low, high in ((-9.0, -3.0), (-1.0, 1.0), (3.0, 9.0)):
+        here = (margin > low) & (margin < high)
+        assert given[here].mean() == pytest.approx(label[here].mean(), abs=0.03)
+    assert given[margin.argmax()] < 0.85  # a quarter of the certain ones is written as 0
+
+
 @settings(max_examples=20, deadline=None)
 @given(
     st.integers(0, 2**20),

@@ -38,7 +38,7 @@ def test_naive_bayes_is_scikit_learns_on_the_other_folds():
 
 
 def test_who_is_asked():
-    trust, tables = np.ones(400), ["random forest", "boosted trees"]
+    trust, tables = np.ones(400), ["boosted stumps", "random forest", "boosted trees"]
     assert list(other_learners(counted(), trust)) == ["naive Bayes"]
     assert other_learners(counted(lowest=-1.0), trust) == {}
     few, many = (unrelated(n=400, features=p) for p in (3, 201))
@@ -68,7 +68,7 @@ def test_rows_without_trust_teach_no_learner_and_are_judged():
     turned = np.where(trust > 0, y, 1.0 - y)
     for learn in (
         lambda labels: module.forest(table, labels, trust, 5),
-        lambda labels: module.boosted(table, labels, trust, fold),
+        lambda labels: module.boosted(table, labels, trust, fold, module.KINDS["boosted trees"]),
     ):
         one, other = learn(y), learn(turned)
         np.testing.assert_array_equal(one, other)
@@ -84,3 +84,13 @@ def test_huge_features_and_huge_tables_are_taken(monkeypatch):
     for voice in found.values():
         assert np.isfinite(voice).all()
         assert np.corrcoef(voice, y)[0, 1] > 0.7
+
+
+def test_stumps_add_up_features_one_by_one():
+    """They bend with one feature, and know nothing of two that tell the label only together."""
+    rng = np.random.default_rng(5)
+    X = rng.normal(size=(1500, 2))
+    one, two = (X[:, 0] ** 2 > 0.5).astype(float), (X[:, 0] * X[:, 1] > 0).astype(float)
+    for y, lowest, highest in ((one, 0.95, 1.0), (two, 0.4, 0.62)):
+        found = other_learners(Rows(X, y, np.ones(1500), intercept=True), np.ones(1500))["boosted stumps"]
+        assert lowest < np.mean((found > 0) == (y > 0.5)) <= highest

@@ -2,13 +2,15 @@
 
 The margins that rank labels come from models of the audited kind, linear in the features. Where the labels follow
 the features in another way, rows are suspected for the model's own shortcomings. So others are asked, of kinds that
-suit the rows: a random forest and boosted trees for tables, naive Bayes for counts. How they are heard is the
-committee's affair (`committee`).
+suit the rows: boosted stumps, a random forest and boosted trees for tables, naive Bayes for counts. How they are heard
+is the committee's affair (`committee`).
 
 Trees follow whole regions of wrong labels. Their leaves are therefore large, except where labels are known to be right.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
@@ -22,8 +24,8 @@ TREES = 200
 LEAF_ROWS = 30
 """Rows of a leaf at least: smaller leaves repeat wrong labels of a region."""
 RIGHT_LEAF_ROWS = 5
-BOOSTING_TREES, BOOSTING_RATE, BOOSTING_DEPTH, BOOSTING_LEAF_ROWS = 25, 0.15, 3, 40
-"""Few and shallow: what deeper ones gain on labels that are wrong at random they lose on regions of wrong labels."""
+STUMPS = "boosted stumps"
+BOOSTING_LEAF_ROWS = 40
 BINS = 255
 """Values of a feature that boosted trees tell apart."""
 TREE_ROWS = 20_000
@@ -37,6 +39,22 @@ SMOOTHING = 1.0
 LEAST_PROBABILITY = 0.002
 """Bound of a forest's probabilities: shares of finitely many trees say no more."""
 LARGEST_LOG_ODDS = 20.0
+
+
+@dataclass(frozen=True)
+class Boosting:
+    """How many trees are boosted, by how much each counts, and their depth.
+
+    Stumps, of depth 1, add up to a sum of functions of one feature each.
+    """
+
+    trees: int
+    rate: float
+    depth: int
+
+
+KINDS = {STUMPS: Boosting(100, 0.1, 1), "boosted trees": Boosting(25, 0.15, 3)}
+"""Few and shallow: what deeper ones gain on labels that are wrong at random they lose on regions of wrong labels."""
 
 
 def other_learners(
@@ -59,23 +77,31 @@ def other_learners(
     Returns
     -------
     dict of str to ndarray of shape (n,)
-        A forest and boosted trees are grown on dense rows in this process of at most 200 features; naive Bayes takes
-        sparse rows without negative entries, wherever they are. Empty where none suits the rows.
+        A forest, boosted trees and stumps are grown on dense rows in this process of at most 200 features; naive Bayes
+        takes sparse rows without negative entries, wherever they are. Empty where none suits the rows.
     """
     if rows.sparse:
         found = rows.reduce(steps.lowest, join=("min",))
         if found is None or found[0] < 0:
             return {}
         return {"naive Bayes": naive_bayes(rows, trust, seed=seed, deals=deals)}
+    table = table_of(rows)
+    if table is None:
+        return {}
+    if right:
+        return {"random forest": forest(table, rows.y, trust, RIGHT_LEAF_ROWS, seed=seed)}
+    fold = deal_folds(rows, seed)
+    grown = {name: boosted(table, rows.y, trust, fold, kind, seed=seed) for name, kind in KINDS.items()}
+    return {STUMPS: grown.pop(STUMPS), "random forest": forest(table, rows.y, trust, seed=seed), **grown}
+
+
+def table_of(rows: Rows) -> FloatArray | None:
+    """Features as trees take them, float32 of shape (n, features); None of sparse or many or those not in memory."""
     parts = rows.store.parts if isinstance(rows.store, JoinedStore) else (rows.store,)
     tables = [part.features for part in parts if isinstance(part, MemoryStore)]
-    if len(tables) < len(parts) or rows.features_in > FOREST_FEATURES:
-        return {}
-    table = np.concatenate([np.clip(part, -LARGEST_FEATURE, LARGEST_FEATURE).astype(np.float32) for part in tables])
-    grown = {"random forest": forest(table, rows.y, trust, RIGHT_LEAF_ROWS if right else LEAF_ROWS, seed=seed)}
-    if not right:
-        grown["boosted trees"] = boosted(table, rows.y, trust, deal_folds(rows, seed), seed=seed)
-    return grown
+    if rows.sparse or len(tables) < len(parts) or rows.features_in > FOREST_FEATURES:
+        return None
+    return np.concatenate([np.clip(part, -LARGEST_FEATURE, LARGEST_FEATURE).astype(np.float32) for part in tables])
 
 
 def forest(
@@ -99,16 +125,18 @@ def forest(
     return _log_odds(np.nan_to_num(share, nan=float(np.average(label, weights=trust))))
 
 
-def boosted(table: FloatArray, label: FloatArray, trust: FloatArray, fold: IntArray, *, seed: int = 0) -> FloatArray:
+def boosted(
+    table: FloatArray, label: FloatArray, trust: FloatArray, fold: IntArray, kind: Boosting, *, seed: int = 0
+) -> FloatArray:
     """Log-odds by boosted trees that were grown on the other folds, shape (n,)."""
     share, rng = np.empty(len(label)), np.random.default_rng(seed)
     table = _binned(table)
     for k in range(FOLDS):
         heard = rng.permutation(np.flatnonzero((fold != k) & (trust > 0)))[:TREE_ROWS]
         trees = HistGradientBoostingClassifier(
-            learning_rate=BOOSTING_RATE,
-            max_iter=BOOSTING_TREES,
-            max_depth=BOOSTING_DEPTH,
+            learning_rate=kind.rate,
+            max_iter=kind.trees,
+            max_depth=kind.depth,
             min_samples_leaf=BOOSTING_LEAF_ROWS,
             l2_regularization=1.0,
             early_stopping=False,

@@ -4,7 +4,7 @@ Out-of-fold margins (`foldout`), with learners of other kinds beside them where 
 and the labels of identical rows (`copies`), say what the rest of the data thinks of a row; the label curve
 (`label_curve`) turns a margin and a given label into the probability that the label is wrong. Evaluation rows, whose
 labels are taken to be right, are learned from beside the training rows and by themselves, say how far each learner is
-to be heard, and pin the rates down.
+to be heard, and pin the rates down. Without them, labels of one region may be wrong together (`region`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from mlflow_relabel_audit.analyses.noise.committee import Stack, agreed, committ
 from mlflow_relabel_audit.analyses.noise.copies import pool_copies
 from mlflow_relabel_audit.analyses.noise.foldout import MIN_CLASS_ROWS, FoldOut, fold_out, reweighted
 from mlflow_relabel_audit.analyses.noise.label_curve import LabelCurve, blended, fit_label_curve, weighted_quantile
-from mlflow_relabel_audit.analyses.noise.learners import other_learners
+from mlflow_relabel_audit.analyses.noise.learners import STUMPS, other_learners, table_of
+from mlflow_relabel_audit.analyses.noise.region import Region, disputed_region
 from mlflow_relabel_audit.analyses.noise.verdict import NO_NOISE_RATE
 from mlflow_relabel_audit.curvature import StationaryPoint
 from mlflow_relabel_audit.likelihood import sigmoid
@@ -53,6 +54,8 @@ class LabelEvidence:
         as given, 0 or 1.
     alone : float
         log-loss a row of the audited kind of model alone.
+    region : Region or None
+        of a table in which labels disagree more often than elsewhere; never sought where there are evaluation rows.
     """
 
     wrong: FloatArray
@@ -63,6 +66,7 @@ class LabelEvidence:
     stacks: tuple[Stack, ...]
     label: FloatArray = field(repr=False)
     alone: float = field(default=np.nan)
+    region: Region | None = field(default=None)
 
     @property
     def suggested(self) -> FloatArray:
@@ -128,7 +132,7 @@ class LabelEvidence:
                     f"models of the audited kind alone (log-loss {alone:.3f} to {best.loss:.3f} a row).",
                 )
             )
-        return found
+        return found if self.region is None else [*found, self.region.finding()]
 
 
 def label_evidence(
@@ -153,13 +157,17 @@ def label_evidence(
         start = _extended(point, clean_rows)
     out = fold_out(problem, everything, start, seed=seed)
     right = _of_evaluation(problem, rows, everything, start, out, seed)
-    found = _weighed(rows, everything, out, right, everything.base_weight, seed)
+    others = other_learners(everything, everything.base_weight, seed=seed, deals=out.deals)
+    region = _region(rows, out, others, seed) if clean_rows is None else None
+    found = _weighed(rows, everything, out, right, others, everything.base_weight, region)
     if rows.n < rows.p:  # with fewer rows than features a second round costs more than it brings
         return found
     doubt = np.zeros(everything.n)
     doubt[: rows.n] = found.wrong
     out = reweighted(problem, everything, start, out, doubt, seed=seed)
-    return _weighed(rows, everything, out, right, everything.base_weight * (1.0 - doubt), seed)
+    trust = everything.base_weight * (1.0 - doubt)
+    others = other_learners(everything, trust, seed=seed, deals=out.deals)
+    return _weighed(rows, everything, out, right, others, trust, region)
 
 
 def _extended(point: StationaryPoint, clean_rows: Rows) -> StationaryPoint:
@@ -190,11 +198,27 @@ def _of_evaluation(
     return {name + OF_EVALUATION: voice for name, voice in {LINEAR: linear, **others}.items()}
 
 
+def _region(rows: Rows, out: FoldOut, others: dict[str, FloatArray], seed: int) -> Region | None:
+    """Where labels of a table disagree in one region; None where they do not, and of other rows than tables."""
+    table = table_of(rows)
+    if table is None:
+        return None
+    additive = stacked({LINEAR: out.margin, STUMPS: others[STUMPS]}, rows.y, rows.base_weight).margin
+    given = _curve_of(rows, rows, additive).probability_given(additive)
+    against = np.where(rows.y > 0.5, -out.margin, out.margin)
+    return disputed_region(table, given, against, rows.y, rows.base_weight, seed=seed)
+
+
 def _weighed(
-    rows: Rows, everything: Rows, out: FoldOut, right: dict[str, FloatArray], trust: FloatArray, seed: int
+    rows: Rows,
+    everything: Rows,
+    out: FoldOut,
+    right: dict[str, FloatArray],
+    others: dict[str, FloatArray],
+    trust: FloatArray,
+    region: Region | None,
 ) -> LabelEvidence:
     """One round of evidence: the committee, identical rows and the label curves, on top of the margins."""
-    others = other_learners(everything, trust, seed=seed, deals=out.deals)
     say = say_of_stacks(rows.n, trust)
     stacks, alone = committee({LINEAR: out.margin, **right}, others, everything.y, say)
     margins, losses = [stack.margin for stack in stacks], [stack.loss for stack in stacks]
@@ -204,16 +228,18 @@ def _weighed(
         losses.append(stacked({"copies": pooled}, everything.y, say).loss)
     curves = [_curve_of(rows, everything, margin) for margin in margins]
     margins, told = [margin[: rows.n] for margin in margins], everything.n > rows.n
-    wrong = agreed(
-        [curve.probability_wrong(margin, rows.y) for margin, curve in zip(margins, curves, strict=True)],
-        [curve.places(margin, rows.y, told=told) for margin, curve in zip(margins, curves, strict=True)],
-        standing(losses, everything.y, say),
-    )
+    doubts = [curve.probability_wrong(margin, rows.y) for margin, curve in zip(margins, curves, strict=True)]
+    places = [curve.places(margin, rows.y, told=told) for margin, curve in zip(margins, curves, strict=True)]
+    standings = standing(losses, everything.y, say)
+    if region is not None:
+        places.append(region.place)
+        standings = np.append(standings * (1.0 - region.say) / standings.sum(), region.say)
+    wrong = agreed(doubts, places, standings)
     margin, curve = margins[0], curves[0]
     if len(curves) > 1:
         # what another learner has learned hides a ceiling in the given labels: it alone does not tell the rates
         margin, curve = margins[1], blended(curves[1], curves[0])
-    return LabelEvidence(wrong, noise_rate(curve, margin, rows.y), margin, curve, out, stacks, rows.y, alone)
+    return LabelEvidence(wrong, noise_rate(curve, margin, rows.y), margin, curve, out, stacks, rows.y, alone, region)
 
 
 def _curve_of(rows: Rows, everything: Rows, margin: FloatArray) -> LabelCurve:

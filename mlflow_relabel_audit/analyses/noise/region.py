@@ -1,0 +1,133 @@
+"""Labels that go wrong in one region of the features, which held-out likelihood cannot tell from what is true there.
+
+Where many labels of one region are wrong, learners that follow regions predict them well and so speak for them. The
+region shows in another way: labels there disagree with what an additive model expects (the audited kind of model and
+boosted stumps, with the rates at which each class is written as the other) more often than its probabilities allow.
+So a forest learns the excess from the features,
+
+    excess = [the label is the less likely one] - P(less likely label),
+
+and is asked about rows that it did not see. With q the probability of the less likely label, an excess e is what a
+share rho = e / (1 - 2 q) of wrong labels makes of it; a label of probability p is then wrong with the odds
+
+    rho / (1 - rho) (1 - p) / p.
+
+A model of the wrong form leaves an excess, too. But that goes as far as the features take it, while labels that are
+wrong less than half of the time never turn a region over: where the less likely label is the usual one, the form is at
+fault. Short of that it may still be either, so the region shares the ranking with the plain margins against the labels,
+and has a say only as far as the forest predicts the excess of rows that it did not see.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.stats import rankdata
+from sklearn.ensemble import RandomForestRegressor
+
+from mlflow_relabel_audit.analyses.findings import Finding
+from mlflow_relabel_audit.problem import FloatArray
+
+TREES, LEAF_ROWS = 200, 30
+TREE_ROWS = 20_000
+"""Rows that a tree is grown on at most."""
+CHANCE, CERTAIN = 1.5, 2.5
+"""Standard errors by which the excess of unseen rows is predicted better than by its mean: up to the first the region
+has no say, from the second on the whole; chance exceeds the first one time in fifteen."""
+DISPUTED, TURNED = 0.45, 0.5
+"""Share of less likely labels in the region up to which it has its full say, and from which it has none."""
+REGION = 0.1
+"""Share of the rows, those of most excess, of which that is measured."""
+LEAST_RATE, MOST_RATE = 0.005, 0.49
+LEAST_SURENESS, LEAST_PROBABILITY = 0.05, 0.002
+
+
+@dataclass(frozen=True)
+class Region:
+    """A region of the features in which labels disagree with an additive model more often than it expects.
+
+    Attributes
+    ----------
+    say : float
+        its share in the ranking, from 0 to 1.
+    place : ndarray of shape (n,)
+        place of each row among the suspects if labels of the region are wrong, 1 to n; the largest is the most suspect.
+    disagreeing, expected : float
+        share of less likely labels among the tenth of the rows of most excess, and the share that was expected there.
+    """
+
+    say: float
+    place: FloatArray = field(repr=False)
+    disagreeing: float
+    expected: float
+
+    def finding(self) -> Finding:
+        """That there is one (N011)."""
+        message = (
+            f"Labels disagree in one region: among the tenth of the rows where the features foretell it, "
+            f"{self.disagreeing:.0%} have the less likely label, where {self.expected:.0%} were expected. Labels there "
+            "are wrong, or the model does not fit there; the ranking takes both into account."
+        )
+        return Finding("N011", "info", message)
+
+
+def disputed_region(
+    table: FloatArray, given: FloatArray, against: FloatArray, label: FloatArray, weight: FloatArray, *, seed: int = 0
+) -> Region | None:
+    """Find a region of disagreement; None where the features foretell none, or the model's form is at fault.
+
+    Parameters
+    ----------
+    table : ndarray of shape (n, features)
+    given : ndarray of shape (n,)
+        probability that the label is given as 1, by an additive model that did not see the row.
+    against : ndarray of shape (n,)
+        how far the audited kind of model speaks against each label.
+    label : ndarray of shape (n,)
+        0 or 1.
+    weight : ndarray of shape (n,)
+        of the rows; those of weight 0 teach nothing.
+    seed : int
+        of the forest.
+    """
+    less = np.clip(np.minimum(given, 1.0 - given), LEAST_PROBABILITY, 0.5)
+    unlikely = (given > 0.5) != (label > 0.5)
+    residual = unlikely - less
+    heard = weight > 0
+    excess = _learnt(table, residual, weight, seed)
+    usual = float(residual[heard].mean())
+    more = np.maximum(excess - usual, 0.0)[heard]
+    off = residual[heard] - usual
+    gain = off**2 - (off - more) ** 2
+    error = float(gain.std()) / np.sqrt(len(gain))
+    score = float(gain.mean()) / max(error, np.finfo(np.float64).tiny)
+    most = heard & (excess >= np.quantile(excess[heard], 1.0 - REGION))
+    disagreeing = float(unlikely[most].mean())
+    say = float(np.clip((score - CHANCE) / (CERTAIN - CHANCE), 0.0, 1.0))
+    say *= float(np.clip((TURNED - disagreeing) / (TURNED - DISPUTED), 0.0, 1.0))
+    if say <= 0.0:
+        return None
+    rate = np.clip(excess / np.maximum(1.0 - 2.0 * less, LEAST_SURENESS), LEAST_RATE, MOST_RATE)
+    log_odds = np.log1p(-less) - np.log(less)
+    wrong = np.log(rate) - np.log1p(-rate) + np.where(unlikely, log_odds, -log_odds)
+    place = 0.5 * (rankdata(wrong) + rankdata(against))
+    return Region(say, place, disagreeing, float(less[most].mean()))
+
+
+def _learnt(table: FloatArray, residual: FloatArray, weight: FloatArray, seed: int) -> FloatArray:
+    """Residuals as the trees of a forest that did not see the row foretell them, shape (n,)."""
+    heard = weight > 0
+    forest = RandomForestRegressor(
+        TREES,
+        min_samples_leaf=LEAF_ROWS,
+        max_features="sqrt",
+        max_samples=TREE_ROWS if np.count_nonzero(heard) > TREE_ROWS else None,
+        oob_score=True,
+        random_state=seed,
+    ).fit(table[heard], residual[heard], sample_weight=weight[heard])
+    out = np.empty(len(residual))
+    out[heard] = forest.oob_prediction_
+    if not heard.all():
+        out[~heard] = forest.predict(table[~heard])
+    return out
