@@ -19,10 +19,10 @@ def table(noise, seed=0, n=2000):
     return X, np.where(wrong, 1 - truth, truth), wrong, probability, inside
 
 
-def sought(X, y, given, weight=None):
+def sought(X, y, given, weight=None, learnt=0.0):
     odds = np.log(given) - np.log1p(-given)
     against = np.where(y > 0.5, -odds, odds)
-    return disputed_region(X, given, against, y, np.ones(len(y)) if weight is None else weight, len(y)), against
+    return disputed_region(X, given, against, y, np.ones(len(y)) if weight is None else weight, len(y), learnt), against
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -56,6 +56,13 @@ def test_where_the_less_likely_label_is_the_usual_one_the_form_is_at_fault():
     assert sought(X, half, given)[0] is not None
 
 
+def test_where_learners_gain_more_than_the_excess_the_form_is_at_fault():
+    X, y, _, given, _ = table("region")
+    found = {learnt: sought(X, y, given, learnt=learnt)[0] for learnt in (0.0, 0.01, 0.2)}
+    assert found[0.0].say == found[0.01].say > 0.5
+    assert found[0.2] is None
+
+
 def test_rows_of_weight_zero_teach_no_region():
     X, y, _, given, _ = table("region")
     weight = (np.arange(2000) % 4 > 0).astype(float)
@@ -71,7 +78,7 @@ def test_evaluation_rows_tell_wrong_labels_from_the_wrong_form(form):
     _, true, _, _, _ = table("none", 2, 3000)
     labels = np.where(clean & ~np.full(3000, form), true, y)
     odds = np.log(given) - np.log1p(-given)
-    found = disputed_region(X, given, np.where(labels > 0.5, -odds, odds), labels, np.ones(3000), 2000)
+    found = disputed_region(X, given, np.where(labels > 0.5, -odds, odds), labels, np.ones(3000), 2000, 1.0)
     assert (found is None) == form
     if found is not None:
         assert found.place.shape == (2000,)

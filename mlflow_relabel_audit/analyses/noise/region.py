@@ -13,15 +13,18 @@ share rho = e / (1 - 2 q) of wrong labels makes of it; a label of probability p 
     rho / (1 - rho) (1 - p) / p.
 
 A model of the wrong form leaves an excess, too. Evaluation rows, whose labels are right, tell: what they have of it in
-the region is the form's. Without them one thing is known: the form's excess goes as far as the features take it, while
-labels that are wrong less than half of the time never turn a region over. So where the less likely label is the usual
-one, the form is at fault; short of that it may still be either. Hence the region shares the ranking with the plain
-margins against the labels, and has a say only as far as the forest predicts the excess of rows that it did not see.
+the region is the form's. Without them two things are known of wrong labels. Wrong less than half of the time, they
+never turn a region over: where the less likely label is the usual one, the form is at fault. And there is nothing more
+to learn of the region than how many they are: where learners that follow regions gain much more, of held-out
+likelihood, than the additive model does from its excess, they have learned a form. Short of that it may still be
+either. Hence the region shares the ranking with the plain margins against the labels, and has a say only as far as the
+forest predicts the excess of rows that it did not see.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from scipy.stats import rankdata
@@ -39,6 +42,9 @@ exceed evaluation rows: up to the first the region has no say, from the second o
 one time in fifteen."""
 DISPUTED, TURNED = 0.45, 0.5
 """Share of less likely labels in the region up to which it has its full say, and from which it has none."""
+REGIONAL, OF_FORM = 2.0, 2.5
+"""Gain of learners that follow regions over the gain from the excess, up to which a region has its full say, and from
+which it has none."""
 LEAST_TOLD = 20
 """Evaluation rows in the region below which they do not tell."""
 REGION = 0.1
@@ -83,6 +89,7 @@ def disputed_region(
     label: FloatArray,
     weight: FloatArray,
     training: int,
+    learnt: float,
     *,
     seed: int = 0,
 ) -> Region | None:
@@ -102,6 +109,8 @@ def disputed_region(
         of the rows; those of weight 0 teach nothing.
     training : int
         n; the labels of the other rows are right.
+    learnt : float
+        log-loss a row by which learners that follow regions better the additive model.
     seed : int
         of the forest.
     """
@@ -120,7 +129,8 @@ def disputed_region(
         here, there = residual[most & heard], residual[clean]
         say *= _beyond_chance(float(here.mean() - there.mean()), here.var() / len(here) + there.var() / len(there))
     else:
-        say *= float(np.clip((TURNED - disagreeing) / (TURNED - DISPUTED), 0.0, 1.0))
+        say *= _falling(disagreeing, DISPUTED, TURNED)
+        say *= _falling(learnt / _softened(less[heard], unlikely[heard], excess[heard]), REGIONAL, OF_FORM)
     if say <= 0.0:
         return None
     rate = np.clip(excess / np.maximum(1.0 - 2.0 * less, LEAST_SURENESS), LEAST_RATE, MOST_RATE)
@@ -128,6 +138,19 @@ def disputed_region(
     wrong = np.log(rate) - np.log1p(-rate) + np.where(unlikely, log_odds, -log_odds)
     place = 0.5 * (rankdata(wrong[:training]) + rankdata(against[:training]))
     return Region(say, place, disagreeing, float(less[most & heard].mean()))
+
+
+def _softened(less: FloatArray, unlikely: Any, excess: FloatArray) -> float:
+    """Log-loss a row that an additive model gains where it is less sure by the excess, though never turned over."""
+    more = np.maximum(excess, 0.0)
+    soft = np.clip(less + more - more.mean(), LEAST_PROBABILITY, 0.5)
+    gain = np.where(unlikely, np.log(soft / less), np.log((1.0 - soft) / (1.0 - less)))
+    return max(float(gain.mean()), float(np.finfo(np.float64).tiny))
+
+
+def _falling(value: float, full: float, none: float) -> float:
+    """1 up to the first bound, 0 from the second on."""
+    return float(np.clip((none - value) / (none - full), 0.0, 1.0))
 
 
 def _beyond_chance(value: float, variance: float) -> float:

@@ -204,11 +204,14 @@ def _region(rows: Rows, everything: Rows, out: FoldOut, others: dict[str, FloatA
     if table is None:
         return None
     n, label, weight = rows.n, everything.y, everything.base_weight
-    additive = stacked({LINEAR: out.margin, STUMPS: others[STUMPS]}, label, say_of_stacks(n, weight)).margin
+    say = say_of_stacks(n, weight)
+    sum_of_features = stacked({LINEAR: out.margin, STUMPS: others[STUMPS]}, label, say)
+    learnt = sum_of_features.loss - stacked({LINEAR: out.margin, **others}, label, say).loss
+    additive = sum_of_features.margin
     curve = _curve_of(rows, everything, additive)
     expected = np.where(np.arange(len(label)) < n, curve.probability_given(additive), curve.probability_true(additive))
     against = np.where(label > 0.5, -out.margin, out.margin)
-    return disputed_region(table, expected, against, label, weight, n, seed=seed)
+    return disputed_region(table, expected, against, label, weight, n, learnt, seed=seed)
 
 
 def _weighed(
