@@ -68,20 +68,12 @@ class LabelCurve:
                 out[rows] = np.interp(margin[rows], knots, self.weight[keep] @ wrong / self.weight[keep].sum())
         return np.clip(out, 0.0, 1.0)  # an average of ones may round to more
 
-    def probability_true(self, margin: FloatArray) -> FloatArray:
-        """P(the right label is 1), shape (n,)."""
-        return self._averaged(margin, np.zeros(len(self.weight)), np.ones(len(self.weight)))
-
     def probability_given(self, margin: FloatArray) -> FloatArray:
         """P(the label is given as 1), right or wrong, shape (n,)."""
-        return self._averaged(margin, self.rate0, 1.0 - self.rate0 - self.rate1)
-
-    def _averaged(self, margin: FloatArray, base: FloatArray, gain: FloatArray) -> FloatArray:
-        """Mean over the grid of ``base + gain sigma(a + b z)``, base and gain of shape (G,)."""
         keep, knots = self.weight > NEGLIGIBLE, _knots(margin)
         clean = sigmoid(self.shift[keep][:, None] + self.slope[keep][:, None] * knots)
-        curve = base[keep][:, None] + gain[keep][:, None] * clean
-        return np.interp(margin, knots, self.weight[keep] @ curve / self.weight[keep].sum())
+        given = self.rate0[keep][:, None] + (1.0 - self.rate0 - self.rate1)[keep][:, None] * clean
+        return np.interp(margin, knots, self.weight[keep] @ given / self.weight[keep].sum())
 
     def places(self, margin: FloatArray, label: FloatArray, *, told: bool = False) -> FloatArray:
         """Places of the rows by how suspect their labels are, shape (n,); the largest is the most suspect.

@@ -12,13 +12,12 @@ share rho = e / (1 - 2 q) of wrong labels makes of it; a label of probability p 
 
     rho / (1 - rho) (1 - p) / p.
 
-A model of the wrong form leaves an excess, too. Evaluation rows, whose labels are right, tell: what they have of it in
-the region is the form's. Without them two things are known of wrong labels. Wrong less than half of the time, they
-never turn a region over: where the less likely label is the usual one, the form is at fault. And there is nothing more
-to learn of the region than how many they are: where learners that follow regions gain much more, of held-out
-likelihood, than the additive model does from its excess, they have learned a form. Short of that it may still be
-either. Hence the region shares the ranking with the plain margins against the labels, and has a say only as far as the
-forest predicts the excess of rows that it did not see.
+A model of the wrong form leaves an excess, too. Two things are known of wrong labels, though. Wrong less than half of
+the time, they never turn a region over: where the less likely label is the usual one, the form is at fault. And there
+is nothing more to learn of the region than how many they are: where learners that follow regions gain much more, of
+held-out likelihood, than the additive model does from its excess, they have learned a form. Short of that it may still
+be either. Hence the region shares the ranking with the plain margins against the labels, and has a say only as far as
+the forest predicts the excess of rows that it did not see.
 """
 
 from __future__ import annotations
@@ -37,16 +36,13 @@ TREES, LEAF_ROWS = 200, 30
 TREE_ROWS = 20_000
 """Rows that a tree is grown on at most."""
 CHANCE, CERTAIN = 1.5, 2.5
-"""Standard errors by which the excess of unseen rows is predicted better than by its mean, and by which training rows
-exceed evaluation rows: up to the first the region has no say, from the second on the whole. Chance exceeds the first
-one time in fifteen."""
+"""Standard errors by which the excess of unseen rows is predicted better than by its mean: up to the first the region
+has no say, from the second on the whole. Chance exceeds the first one time in fifteen."""
 DISPUTED, TURNED = 0.45, 0.5
 """Share of less likely labels in the region up to which it has its full say, and from which it has none."""
 REGIONAL, OF_FORM = 2.0, 2.5
 """Gain of learners that follow regions over the gain from the excess, up to which a region has its full say, and from
 which it has none."""
-LEAST_TOLD = 20
-"""Evaluation rows in the region below which they do not tell."""
 REGION = 0.1
 """Share of the rows, those of most excess, of which that is measured."""
 LEAST_RATE, MOST_RATE = 0.005, 0.49
@@ -88,7 +84,6 @@ def disputed_region(
     against: FloatArray,
     label: FloatArray,
     weight: FloatArray,
-    training: int,
     learnt: float,
     *,
     seed: int = 0,
@@ -97,18 +92,15 @@ def disputed_region(
 
     Parameters
     ----------
-    table : ndarray of shape (n + m, features)
-        training rows and then evaluation rows, here and below.
-    expected : ndarray of shape (n + m,)
+    table : ndarray of shape (n, features)
+    expected : ndarray of shape (n,)
         probability that the label is given as 1, by an additive model that did not see the row.
-    against : ndarray of shape (n + m,)
+    against : ndarray of shape (n,)
         how far the audited kind of model speaks against each label.
-    label : ndarray of shape (n + m,)
+    label : ndarray of shape (n,)
         0 or 1.
-    weight : ndarray of shape (n + m,)
+    weight : ndarray of shape (n,)
         of the rows; those of weight 0 teach nothing.
-    training : int
-        n; the labels of the other rows are right.
     learnt : float
         log-loss a row by which learners that follow regions better the additive model.
     seed : int
@@ -116,28 +108,24 @@ def disputed_region(
     """
     less = np.clip(np.minimum(expected, 1.0 - expected), LEAST_PROBABILITY, 0.5)
     unlikely = (expected > 0.5) != (label > 0.5)
-    told = np.arange(len(label)) >= training
-    heard = (weight > 0) & ~told
+    heard = weight > 0
     residual = unlikely - less
-    residual = residual - np.where(told, residual[told].mean() if told.any() else 0.0, residual[heard].mean())
-    excess = _learnt(table, residual, np.where(told, 0.0, weight), seed)
-    most = excess >= np.quantile(excess[heard], 1.0 - REGION)
+    residual = residual - residual[heard].mean()
+    excess = _learnt(table, residual, weight, seed)
     gain = residual[heard] ** 2 - (residual[heard] - np.maximum(excess[heard], 0.0)) ** 2
-    say = _beyond_chance(float(gain.mean()), float(gain.var()) / len(gain))
-    disagreeing, clean = float(unlikely[most & heard].mean()), most & told
-    if clean.sum() >= LEAST_TOLD:
-        here, there = residual[most & heard], residual[clean]
-        say *= _beyond_chance(float(here.mean() - there.mean()), here.var() / len(here) + there.var() / len(there))
-    else:
-        say *= _falling(disagreeing, DISPUTED, TURNED)
-        say *= _falling(learnt / _softened(less[heard], unlikely[heard], excess[heard]), REGIONAL, OF_FORM)
+    score = gain.mean() / max(float(gain.std()) / np.sqrt(len(gain)), np.finfo(np.float64).tiny)
+    most = heard & (excess >= np.quantile(excess[heard], 1.0 - REGION))
+    disagreeing = float(unlikely[most].mean())
+    say = 1.0 - _falling(float(score), CHANCE, CERTAIN)
+    say *= _falling(disagreeing, DISPUTED, TURNED)
+    say *= _falling(learnt / _softened(less[heard], unlikely[heard], excess[heard]), REGIONAL, OF_FORM)
     if say <= 0.0:
         return None
     rate = np.clip(excess / np.maximum(1.0 - 2.0 * less, LEAST_SURENESS), LEAST_RATE, MOST_RATE)
     log_odds = np.log1p(-less) - np.log(less)
     wrong = np.log(rate) - np.log1p(-rate) + np.where(unlikely, log_odds, -log_odds)
-    place = 0.5 * (rankdata(wrong[:training]) + rankdata(against[:training]))
-    return Region(say, place, disagreeing, float(less[most & heard].mean()))
+    place = 0.5 * (rankdata(wrong) + rankdata(against))
+    return Region(say, place, disagreeing, float(less[most].mean()))
 
 
 def _softened(less: FloatArray, unlikely: Any, excess: FloatArray) -> float:
@@ -151,12 +139,6 @@ def _softened(less: FloatArray, unlikely: Any, excess: FloatArray) -> float:
 def _falling(value: float, full: float, none: float) -> float:
     """1 up to the first bound, 0 from the second on."""
     return float(np.clip((none - value) / (none - full), 0.0, 1.0))
-
-
-def _beyond_chance(value: float, variance: float) -> float:
-    """From 0 to 1, how far a mean lies beyond what chance makes of none."""
-    score = value / np.sqrt(max(float(variance), np.finfo(np.float64).tiny))
-    return float(np.clip((score - CHANCE) / (CERTAIN - CHANCE), 0.0, 1.0))
 
 
 def _learnt(table: FloatArray, residual: FloatArray, weight: FloatArray, seed: int) -> FloatArray:

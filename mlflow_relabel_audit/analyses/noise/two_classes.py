@@ -4,7 +4,7 @@ Out-of-fold margins (`foldout`), with learners of other kinds beside them where 
 and the labels of identical rows (`copies`), say what the rest of the data thinks of a row; the label curve
 (`label_curve`) turns a margin and a given label into the probability that the label is wrong. Evaluation rows, whose
 labels are taken to be right, are learned from beside the training rows and by themselves, say how far each learner is
-to be heard, and pin the rates down. Labels that are wrong together in one region of a table are looked for (`region`).
+to be heard, and pin the rates down. Without them, labels of a table may be wrong together in one region (`region`).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class LabelEvidence:
     alone : float
         log-loss a row of the audited kind of model alone.
     region : Region or None
-        of a table in which labels disagree more often than expected.
+        of a table in which labels disagree more often than expected; not sought where there are evaluation rows.
     """
 
     wrong: FloatArray
@@ -158,7 +158,7 @@ def label_evidence(
     out = fold_out(problem, everything, start, seed=seed)
     right = _of_evaluation(problem, rows, everything, start, out, seed)
     others = other_learners(everything, everything.base_weight, seed=seed, deals=out.deals)
-    region = _region(rows, everything, out, others, seed)
+    region = _region(rows, out, others, seed) if clean_rows is None else None
     found = _weighed(rows, everything, out, right, others, everything.base_weight, region)
     if rows.n < rows.p:  # with fewer rows than features a second round costs more than it brings
         return found
@@ -198,20 +198,17 @@ def _of_evaluation(
     return {name + OF_EVALUATION: voice for name, voice in {LINEAR: linear, **others}.items()}
 
 
-def _region(rows: Rows, everything: Rows, out: FoldOut, others: dict[str, FloatArray], seed: int) -> Region | None:
+def _region(rows: Rows, out: FoldOut, others: dict[str, FloatArray], seed: int) -> Region | None:
     """Where labels of a table disagree in one region; None where they do not, and of other rows than tables."""
-    table = table_of(everything)
+    table = table_of(rows)
     if table is None:
         return None
-    n, label, weight = rows.n, everything.y, everything.base_weight
-    say = say_of_stacks(n, weight)
-    sum_of_features = stacked({LINEAR: out.margin, STUMPS: others[STUMPS]}, label, say)
-    learnt = sum_of_features.loss - stacked({LINEAR: out.margin, **others}, label, say).loss
-    additive = sum_of_features.margin
-    curve = _curve_of(rows, everything, additive)
-    expected = np.where(np.arange(len(label)) < n, curve.probability_given(additive), curve.probability_true(additive))
+    label, weight = rows.y, rows.base_weight
+    additive = stacked({LINEAR: out.margin, STUMPS: others[STUMPS]}, label, weight)
+    learnt = additive.loss - stacked({LINEAR: out.margin, **others}, label, weight).loss
+    expected = _curve_of(rows, rows, additive.margin).probability_given(additive.margin)
     against = np.where(label > 0.5, -out.margin, out.margin)
-    return disputed_region(table, expected, against, label, weight, n, learnt, seed=seed)
+    return disputed_region(table, expected, against, label, weight, learnt, seed=seed)
 
 
 def _weighed(
