@@ -8,7 +8,7 @@ from mlflow_relabel_audit.analyses.noise.learners import naive_bayes, other_lear
 from mlflow_relabel_audit.rows import Rows, joined
 
 
-def counted(seed=0, n=400, words=50, lowest=0):
+def counted(seed=0, n=400, words=250, lowest=0):
     """Counts whose first words tell the label."""
     rng = np.random.default_rng(seed)
     y = (rng.random(n) < 0.5).astype(float)
@@ -45,9 +45,19 @@ def test_who_is_asked():
     assert list(other_learners(few, trust)) == tables
     assert list(other_learners(few, trust, right=True)) == ["random forest"]
     assert other_learners(many, trust) == {}
+    sparse = Rows(sp.csr_matrix(few.features), few.y, np.ones(400), intercept=True)
+    for name, voice in other_learners(sparse, trust).items():  # encoded categories are a table, too
+        np.testing.assert_array_equal(voice, other_learners(few, trust)[name])
     found = other_learners(joined(few, few), np.ones(800))
     assert list(found) == tables
     assert all(voice.shape == (800,) for voice in found.values())
+
+
+def test_a_large_sparse_table_is_not_made_dense(monkeypatch):
+    rows = Rows(sp.csr_matrix(np.abs(unrelated().features)), unrelated().y, np.ones(500), intercept=True)
+    assert next(iter(other_learners(rows, np.ones(500)))) == "boosted stumps"
+    monkeypatch.setattr(module, "TABLE_BYTES", 4 * 500 * 3 - 1)
+    assert list(other_learners(rows, np.ones(500))) == ["naive Bayes"]
 
 
 def test_trees_do_not_see_the_row():

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.sparse as sp
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 from threadpoolctl import threadpool_limits
 
@@ -28,7 +29,9 @@ STUMPS = "boosted stumps"
 BOOSTING_LEAF_ROWS = 40
 BINS = 255
 """Values of a feature that boosted trees tell apart."""
-TREE_ROWS = 20_000
+TABLE_BYTES = 2**28
+"""Of a sparse table, made dense."""
+TREE_ROWS = 8_000
 """Rows that a tree is grown on at most."""
 FOREST_FEATURES = 200
 """Features above which no forest is grown: one coordinate of an embedding tells too little to split on."""
@@ -77,17 +80,15 @@ def other_learners(
     Returns
     -------
     dict of str to ndarray of shape (n,)
-        A forest, boosted trees and stumps are grown on dense rows in this process of at most 200 features; naive Bayes
-        takes sparse rows without negative entries, wherever they are. Empty where none suits the rows.
+        A forest, boosted trees and stumps are grown on tables (`table_of`); naive Bayes takes other sparse rows
+        without negative entries, wherever they are. Empty where none suits the rows.
     """
-    if rows.sparse:
-        found = rows.reduce(steps.lowest, join=("min",))
+    table = table_of(rows)
+    if table is None:
+        found = rows.reduce(steps.lowest, join=("min",)) if rows.sparse else None
         if found is None or found[0] < 0:
             return {}
         return {"naive Bayes": naive_bayes(rows, trust, seed=seed, deals=deals)}
-    table = table_of(rows)
-    if table is None:
-        return {}
     if right:
         return {"random forest": forest(table, rows.y, trust, RIGHT_LEAF_ROWS, seed=seed)}
     fold = deal_folds(rows, seed)
@@ -96,11 +97,17 @@ def other_learners(
 
 
 def table_of(rows: Rows) -> FloatArray | None:
-    """Features as trees take them, float32 of shape (n, features); None of sparse or many or those not in memory."""
+    """Features as trees take them, float32 of shape (n, features).
+
+    None of rows that are not in memory, of more than 200 features, and of sparse ones (of encoded categories, say)
+    that would take more than 256 MiB.
+    """
     parts = rows.store.parts if isinstance(rows.store, JoinedStore) else (rows.store,)
-    tables = [part.features for part in parts if isinstance(part, MemoryStore)]
-    if rows.sparse or len(tables) < len(parts) or rows.features_in > FOREST_FEATURES:
+    held = [part.features for part in parts if isinstance(part, MemoryStore)]
+    large = rows.sparse and 4 * rows.n * rows.features_in > TABLE_BYTES
+    if len(held) < len(parts) or rows.features_in > FOREST_FEATURES or large:
         return None
+    tables = [part.toarray() if sp.issparse(part) else part for part in held]
     return np.concatenate([np.clip(part, -LARGEST_FEATURE, LARGEST_FEATURE).astype(np.float32) for part in tables])
 
 

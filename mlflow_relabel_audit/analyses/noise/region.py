@@ -33,7 +33,7 @@ from mlflow_relabel_audit.analyses.findings import Finding
 from mlflow_relabel_audit.problem import FloatArray
 
 TREES, LEAF_ROWS = 200, 30
-TREE_ROWS = 20_000
+TREE_ROWS = 8_000
 """Rows that a tree is grown on at most."""
 CHANCE, CERTAIN = 1.5, 2.5
 """Standard errors by which the excess of unseen rows is predicted better than by its mean: up to the first the region

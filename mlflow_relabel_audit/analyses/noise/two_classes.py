@@ -121,7 +121,8 @@ class LabelEvidence:
                 )
             )
         alone, best = self.alone, self.stacks[-1]
-        others = " and ".join(f"a {name}" if name != "boosted trees" else name for name in self.others)
+        names = [name if name.startswith("boosted") else f"a {name}" for name in self.others]
+        others = " and ".join([*([", ".join(names[:-1])] if names[1:] else []), *names[-1:]])
         if others:
             those = "them" if len(self.others) > 1 else "it"
             found.append(
