@@ -4,6 +4,7 @@ import scipy.sparse as sp
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 
+from mlflow_relabel_audit.analyses.noise import learners
 from mlflow_relabel_audit.analyses.noise.audit import noise_audit
 from mlflow_relabel_audit.analyses.noise.copies import STRENGTHS, _platt, copies, pool_copies
 from mlflow_relabel_audit.analyses.noise.two_classes import label_evidence
@@ -124,10 +125,11 @@ def test_rows_without_a_say_do_not_choose_the_strength():
     assert pool_copies(rows_of(X, y), margin, np.zeros(len(y))).strength == np.inf
 
 
-def test_copies_have_a_voice_and_not_the_last_word():
+def test_copies_have_a_voice_and_not_the_last_word(monkeypatch):
     """Where copies are wrong together in one place, the audited kind of model still has its say."""
+    monkeypatch.setattr(learners, "TABLE_BYTES", 0)
     rng = np.random.default_rng(7)
-    X = rng.integers(0, 5, size=(1500, 3)) - 2.0  # sparse and below 0: no other learner is asked
+    X = rng.integers(0, 5, size=(1500, 3)) - 2.0  # sparse, not to be made dense, and below 0: no other learner is asked
     truth = (X[:, 0] + 0.5 * rng.normal(size=1500) > -0.5).astype(float)
     wrong = (X[:, 0] == 2) & (X[:, 1] == 2) & (rng.random(1500) < 0.45)
     given = np.where(wrong, 1 - truth, truth)

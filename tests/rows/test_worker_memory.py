@@ -63,7 +63,7 @@ def fill(block: Any, *given: Any) -> Any:
 def test_a_worker_out_of_memory(logged: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, run_id, _ = logged
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(order, "APART_BLOCK", 16)
+    monkeypatch.setattr(order, "MAX_BLOCK", 16)
     monkeypatch.setattr(search, "MAX_WIDTH", 16)
     # an absolute path: MLflow keeps an engine for each address, and a path from here was another test's
     uri = f"sqlite:///{folder / 'mlflow.db'}"
