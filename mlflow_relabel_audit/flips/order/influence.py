@@ -103,8 +103,8 @@ def block_width(rows: Rows, factor: int = 0) -> int:
     if not rows.held:
         room = rows.store.room
         width = APART_BLOCK if room is None else int(np.clip(room // (4 * APART_BYTES), 8, APART_BLOCK))
-        shelved = min(shelved_width(rows), MAX_BLOCK)
-        return max((shelved if shelved >= SHELVED_BLOCK else width) // directions_of(rows), 1)
+        shelved = shelved_width(rows)
+        return max((min(shelved, MAX_BLOCK) if shelved >= SHELVED_BLOCK else width) // directions_of(rows), 1)
     few = min(4 * FEW_BLOCK * rows.n, FEW_BYTES)
     room = budget.beside(rows, budget.INFLUENCES, factor, max(few, budget.LEAST))
     return int(np.clip(room // (4 * max(rows.n, 1) * directions_of(rows)), 1, MAX_BLOCK))
