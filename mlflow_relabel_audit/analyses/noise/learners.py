@@ -11,6 +11,7 @@ Trees follow whole regions of wrong labels. Their leaves are therefore large, ex
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -111,19 +112,24 @@ def table_of(rows: Rows) -> FloatArray | None:
     return np.concatenate([np.clip(part, -LARGEST_FEATURE, LARGEST_FEATURE).astype(np.float32) for part in tables])
 
 
+def grow(kind: Any, table: FloatArray, target: Any, weight: FloatArray, leaf_rows: int, *, seed: int) -> Any:
+    """A forest of scikit-learn's of that kind, fitted with what it says of rows out of the trees' bags."""
+    return kind(
+        TREES,
+        min_samples_leaf=leaf_rows,
+        max_features="sqrt",
+        max_samples=TREE_ROWS if len(table) > TREE_ROWS else None,
+        oob_score=True,
+        random_state=seed,
+    ).fit(table, target, sample_weight=weight)
+
+
 def forest(
     table: FloatArray, label: FloatArray, trust: FloatArray, leaf_rows: int = LEAF_ROWS, *, seed: int = 0
 ) -> FloatArray:
     """Log-odds by the trees of a random forest that were grown without the row, shape (n,)."""
     heard = trust > 0
-    grown = RandomForestClassifier(
-        TREES,
-        min_samples_leaf=leaf_rows,
-        max_features="sqrt",
-        max_samples=TREE_ROWS if np.count_nonzero(heard) > TREE_ROWS else None,
-        oob_score=True,
-        random_state=seed,
-    ).fit(table[heard], label[heard] > 0.5, sample_weight=trust[heard])
+    grown = grow(RandomForestClassifier, table[heard], label[heard] > 0.5, trust[heard], leaf_rows, seed=seed)
     share = np.empty(len(label))
     share[heard] = grown.oob_decision_function_[:, 1]
     if not heard.all():

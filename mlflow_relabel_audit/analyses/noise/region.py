@@ -30,11 +30,9 @@ from scipy.stats import rankdata
 from sklearn.ensemble import RandomForestRegressor
 
 from mlflow_relabel_audit.analyses.findings import Finding
+from mlflow_relabel_audit.analyses.noise.learners import LEAF_ROWS, grow
 from mlflow_relabel_audit.problem import FloatArray
 
-TREES, LEAF_ROWS = 200, 30
-TREE_ROWS = 8_000
-"""Rows that a tree is grown on at most."""
 CHANCE, CERTAIN = 1.5, 2.5
 """Standard errors by which the excess of unseen rows is predicted better than by its mean: up to the first the region
 has no say, from the second on the whole. Chance exceeds the first one time in fifteen."""
@@ -144,14 +142,7 @@ def _falling(value: float, full: float, none: float) -> float:
 def _learnt(table: FloatArray, residual: FloatArray, weight: FloatArray, seed: int) -> FloatArray:
     """Residuals as the trees of a forest that did not see the row foretell them, shape (n,)."""
     heard = weight > 0
-    forest = RandomForestRegressor(
-        TREES,
-        min_samples_leaf=LEAF_ROWS,
-        max_features="sqrt",
-        max_samples=TREE_ROWS if np.count_nonzero(heard) > TREE_ROWS else None,
-        oob_score=True,
-        random_state=seed,
-    ).fit(table[heard], residual[heard], sample_weight=weight[heard])
+    forest = grow(RandomForestRegressor, table[heard], residual[heard], weight[heard], LEAF_ROWS, seed=seed)
     out = np.empty(len(residual))
     out[heard] = forest.oob_prediction_
     if not heard.all():
