@@ -168,9 +168,7 @@ def order_block(
     """Rank the rows for margins of the evaluation rows ``start:stop``."""
     direction = point.curvature.solve(asked.targets)
     toward = direction * asked.toward
-    response = None
-    if rows.held:
-        response = respond(rows, toward, np.empty((len(asked.owner) * rows.outputs, rows.n), dtype=np.float32))
+    response = respond(rows, toward) if rows.held else None
     orders = rank_block(rows, effect, asked.margin, toward, response, problem.cut)
     return EstimateBlock(start, stop, asked, direction, orders)
 

@@ -205,7 +205,7 @@ def longer_order(
 ) -> InfluenceOrder:
     """A decided head of one prediction, eight times as long or complete, for a search that outruns the one it has."""
     column = (direction * toward)[:, None]
-    response = respond(rows, column, np.empty((rows.outputs, rows.n), dtype=np.float32)) if rows.held else None
+    response = respond(rows, column) if rows.held else None
     ((_, source),) = _influences(rows, effect, column, response)
     head, only, longer = max(len(order.index), FIRST_HEAD), np.zeros(1, dtype=np.intp), order
     while not longer.complete and len(longer.index) <= len(order.index):

@@ -24,15 +24,18 @@ def narrowed(direction: FloatArray) -> FloatArray:
         ) from error
 
 
-def respond(rows: Rows, direction: FloatArray, out: FloatArray) -> FloatArray:
-    """``direction' X'`` in float32: (p, B) by ``out`` of shape (B M, n) to (B, M, n).
+def respond(rows: Rows, direction: FloatArray, out: FloatArray | None = None) -> FloatArray:
+    """``direction' X'`` in float32: (p, B) to (B, M, n), in ``out`` of shape (B M, n) where it is given.
 
     Raises
     ------
     RequestError
         The directions do not fit float32.
     """
-    product = rows.collect(_respond, narrowed(rows.side_by_side(direction)), out=out, axis=1)
+    narrow = narrowed(rows.side_by_side(direction))
+    if out is None:
+        out = np.empty((narrow.shape[1], rows.n), dtype=np.float32)
+    product = rows.collect(_respond, narrow, out=out, axis=1)
     return np.asarray(product.reshape(rows.outputs, -1, rows.n).swapaxes(0, 1))
 
 
