@@ -17,7 +17,7 @@ from mlflow_relabel_audit.flips.certificate.bound import Certificate
 from mlflow_relabel_audit.flips.certificate.plain import plain_lower_bounds
 from mlflow_relabel_audit.flips.order.asked import Asked
 from mlflow_relabel_audit.flips.order.influence import EstimateBlock, estimate, responses_of
-from mlflow_relabel_audit.flips.order.response import response_error
+from mlflow_relabel_audit.flips.order.response import response_scale
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect
 from mlflow_relabel_audit.flips.search.closest import estimated_closest, least_by_owner, search_closest
 from mlflow_relabel_audit.flips.search.flip_set import UNVERIFIED, VERIFIED, FlipSet
@@ -177,18 +177,17 @@ def robustness(
 
 
 def _certified(fitted: Fitted, blocks: Iterator[EstimateBlock]) -> Iterator[tuple[EstimateBlock, IntArray]]:
-    """Bound the flip sets of each block from below while its responses are there."""
+    """Bound the flip sets of each block from below."""
     certificate = fitted.certificate
-    square_norms = None if certificate is None else fitted.rows.square_norms()
     for block in blocks:
         lower: IntArray = np.ones(len(block.orders), dtype=np.int64)
         if fitted.rows.outputs > 1:
             lower = plain_lower_bounds(block, fitted.effect, fitted.row_norms)
-        elif certificate is not None and square_norms is not None:
+        elif certificate is not None:
             norms = np.sqrt(np.maximum(np.einsum("ij,ij->j", block.targets, block.direction), 0.0))
             for some, response in responses_of(fitted.rows, block):
-                error = response_error(fitted.rows, block.direction[:, some], square_norms)
-                lower[some] = certificate.lower_bounds(block.margin[some], response[:, 0], error, norms[some])
+                error = response_scale(fitted.rows, block.direction[:, some])
+                lower[some] = certificate.lower_bounds(block.margin[some], response, error, norms[some])
         yield block, lower
 
 

@@ -13,12 +13,13 @@ from mlflow_relabel_audit.rows.parquet import ParquetSource
 from mlflow_relabel_audit.rows.passing import PassingStore
 from mlflow_relabel_audit.rows.rows import Rows
 from mlflow_relabel_audit.rows.spill import Spool
-from mlflow_relabel_audit.rows.store import Join, Step
+from mlflow_relabel_audit.rows.store import Join, Kept, Step
 
 __all__ = [
     "ClusterStore",
     "Join",
     "JoinedStore",
+    "Kept",
     "MemoryStore",
     "ParquetSource",
     "PassingStore",

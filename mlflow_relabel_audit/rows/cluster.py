@@ -23,7 +23,7 @@ from mlflow_relabel_audit.rows.allocation import keep_freed_memory
 from mlflow_relabel_audit.rows.block import RowBlock, settled
 from mlflow_relabel_audit.rows.memory import as_features
 from mlflow_relabel_audit.rows.shelf import SHELF_BYTES
-from mlflow_relabel_audit.rows.store import Call, Fold, Join, Step, block_bounds, joined_nodes, places, runs
+from mlflow_relabel_audit.rows.store import Call, Fold, Join, Kept, Step, block_bounds, joined_nodes, places, runs
 
 PATIENCE = 30
 """Seconds to wait for a scheduler, and for its first worker."""
@@ -131,6 +131,10 @@ class ClusterStore:
             folding.add(number, partial)
         return folding.result()
 
+    def keep(self, step: Step, calls: Iterable[Call], along: Sequence[Any], arguments: tuple[Any, ...]) -> Kept:
+        """Run the step where each block is, and leave the results there; made again, by Dask, where they are lost."""
+        return Kept([future for _, future in self._submit(step, calls, along, arguments, None)])
+
     def _submit(
         self, step: Step, calls: Iterable[Call], along: Sequence[Any], arguments: tuple[Any, ...], join: Join | None
     ) -> list[tuple[range, Any]]:
@@ -163,6 +167,8 @@ class ClusterStore:
 
     def _beside(self, values: Any) -> list[Any]:
         """What goes with each part of an array along the rows; vectors stay with the workers for the next pass."""
+        if isinstance(values, Kept):
+            return values.parts
         slices = [values[self.bounds[run[0]][0] : self.bounds[run[-1]][1]] for run in self._runs]
         if values.ndim > 1:
             return slices
@@ -268,7 +274,8 @@ def _run(
     for number, own in asked:
         place = number - run.start
         within = slice(ends[place] - lengths[place], ends[place])
-        results.append(step(blocks[place], *own, *(settled(values[within]) for values in beside), *arguments))
+        along = (values[place] if isinstance(values, list) else settled(values[within]) for values in beside)
+        results.append(step(blocks[place], *own, *along, *arguments))
     if join is None:
         return results
     return joined_nodes([(number, result) for (number, _), result in zip(asked, results, strict=True)], run, join)

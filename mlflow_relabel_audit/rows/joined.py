@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mlflow_relabel_audit.rows.rows import Rows
-from mlflow_relabel_audit.rows.store import Call, Fold, Join, Step, Store
+from mlflow_relabel_audit.rows.store import Call, Fold, Join, Kept, Step, Store
 
 
 class JoinedStore:
@@ -23,6 +23,7 @@ class JoinedStore:
         self.dtype: Any = first.dtype
         self.local = first.local and second.local
         self.room = first.room
+        self.beside = first.beside + second.beside
         self.bounds: Sequence[tuple[int, int]] = [
             *first.bounds,
             *((start + n, stop + n) for start, stop in second.bounds),
@@ -44,13 +45,18 @@ class JoinedStore:
                 joining.add(number, found)
         return joining.result()
 
+    def keep(self, step: Step, calls: Iterable[Call], along: Sequence[Any], arguments: tuple[Any, ...]) -> Kept:
+        """Run the step on every block; what is kept is kept by each store."""
+        return Kept([part.keep(step, asked, slices, arguments) for part, asked, slices in self._split(calls, along)])
+
     def _split(self, calls: Iterable[Call], along: Sequence[Any]) -> Iterator[tuple[Store, list[Call], list[Any]]]:
         first, second = self.parts
         edge, n = len(first.bounds), first.shape[0]
         asked = list(calls)
-        yield first, [call for call in asked if call[0] < edge], [values[:n] for values in along]
+        apart = [values.parts if isinstance(values, Kept) else (values[:n], values[n:]) for values in along]
+        yield first, [call for call in asked if call[0] < edge], [values[0] for values in apart]
         later = [(number - edge, own) for number, own in asked if number >= edge]
-        yield second, later, [values[n:] for values in along]
+        yield second, later, [values[1] for values in apart]
 
 
 def joined(first: Rows, second: Rows) -> Rows:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
 from mlflow_relabel_audit.errors import RequestError
 from mlflow_relabel_audit.rows.block import RowBlock, cut
-from mlflow_relabel_audit.rows.store import Call, Join, Step, block_bounds, fold, walk
+from mlflow_relabel_audit.rows.store import LocalStore, block_bounds
 
 
 def as_features(features: Any) -> Any:
@@ -32,12 +32,8 @@ def as_features(features: Any) -> Any:
     return dense
 
 
-class MemoryStore:
+class MemoryStore(LocalStore):
     """Blocks that are views of one array or CSR matrix."""
-
-    local = True
-    beside = 0
-    room: int | None = None
 
     def __init__(self, features: Any, intercept: bool) -> None:
         self.features = as_features(features)
@@ -58,13 +54,3 @@ class MemoryStore:
                 part = cut(part, start, stop) if self.sparse else part[start:stop]
             self._made[number] = RowBlock(part, self.intercept)
         return self._made[number]
-
-    def map(self, step: Step, calls: Iterable[Call], along: Sequence[Any], arguments: tuple[Any, ...]) -> Iterator[Any]:
-        """Run the step on block after block."""
-        return walk(self.block, self.bounds, step, calls, along, arguments)
-
-    def reduce(
-        self, step: Step, calls: Iterable[Call], along: Sequence[Any], arguments: tuple[Any, ...], join: Join
-    ) -> tuple[Any, ...] | None:
-        """Run the step on block after block and join the results."""
-        return cast("tuple[Any, ...] | None", fold(self, step, calls, along, arguments, join))

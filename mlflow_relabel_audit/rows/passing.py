@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import scipy.sparse as sp
 
 from mlflow_relabel_audit.errors import StoreError
 from mlflow_relabel_audit.rows.block import RowBlock
 from mlflow_relabel_audit.rows.memory import as_features
-from mlflow_relabel_audit.rows.store import Call, Join, Step, fold, places, walk
+from mlflow_relabel_audit.rows.store import LocalStore, places
 
 PASSING_BYTES = 2**23
 """Dense bytes of a block."""
 
 
-class PassingStore:
+class PassingStore(LocalStore):
     """Blocks of which the last one asked for is held: for rows that are read in order, once or twice.
 
     Parameters
@@ -28,10 +28,6 @@ class PassingStore:
         what it makes of the first rows.
     intercept : bool
     """
-
-    local = True
-    beside = 0
-    room: int | None = None
 
     def __init__(self, source: Any, transform: Callable[[Any], Any], like: Any, intercept: bool) -> None:
         self._source, self._transform, self._intercept = source, transform, intercept
@@ -66,13 +62,3 @@ class PassingStore:
                 )
             self._last = number, RowBlock(features, self._intercept)
         return self._last[1]
-
-    def map(self, step: Step, calls: Iterable[Call], along: Sequence[Any], arguments: tuple[Any, ...]) -> Iterator[Any]:
-        """Run the step on block after block."""
-        return walk(self.block, self.bounds, step, calls, along, arguments)
-
-    def reduce(
-        self, step: Step, calls: Iterable[Call], along: Sequence[Any], arguments: tuple[Any, ...], join: Join
-    ) -> tuple[Any, ...] | None:
-        """Run the step on block after block and join the results."""
-        return cast("tuple[Any, ...] | None", fold(self, step, calls, along, arguments, join))

@@ -14,7 +14,7 @@ from mlflow_relabel_audit.rows import steps
 from mlflow_relabel_audit.rows.block import RowBlock
 from mlflow_relabel_audit.rows.memory import MemoryStore
 from mlflow_relabel_audit.rows.picked import Picks
-from mlflow_relabel_audit.rows.store import Call, Fold, Join, Step, Store
+from mlflow_relabel_audit.rows.store import Call, Fold, Join, Kept, Step, Store
 
 Each = Callable[[int, int], tuple[Any, ...] | None]
 
@@ -113,9 +113,9 @@ class Rows:
             ``step(block, *own, *slices, *arguments)``, a function of a module.
         arguments
             the same for every block.
-        join : tuple of {"sum", "min", "max"}
-            how each item of the results is joined.
-        along : sequence of arrays whose first axis is n
+        join : tuple of {"sum", "min", "max", "larger"}
+            how each item of the results is joined (`store.JOINS`).
+        along : sequence of arrays whose first axis is n, or of what was kept
             every block gets its own part.
         each : callable, optional
             ``each(start, stop)`` gives what else the block of these rows gets; None leaves the block out.
@@ -155,6 +155,13 @@ class Rows:
     def blocks(self, step: Step, *arguments: Any, along: Sequence[Any] = ()) -> Iterator[Any]:
         """Run ``step(block, *slices, *arguments)`` on every block and yield what it returns, in order."""
         return self.store.map(step, self._calls(None), along, arguments)
+
+    def keep(self, step: Step, *arguments: Any, along: Sequence[Any] = ()) -> Kept:
+        """Run ``step(block, *slices, *arguments)`` on every block and leave what it returns where the blocks are.
+
+        It is passed ``along`` to other steps, which do not write to it. A step returns arrays, or tuples of them.
+        """
+        return self.store.keep(step, self._calls(None), along, arguments)
 
     def _calls(self, each: Each | None) -> Iterator[Call]:
         for number, (start, stop) in enumerate(self.store.bounds):

@@ -7,6 +7,7 @@ filled while the other is worked on. The other half is for what is held beside t
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import tempfile
@@ -14,8 +15,9 @@ import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import scipy.sparse as sp
@@ -24,7 +26,7 @@ from mlflow_relabel_audit.errors import RequestError, StoreError
 from mlflow_relabel_audit.problem import IntArray
 from mlflow_relabel_audit.rows.block import RowBlock
 from mlflow_relabel_audit.rows.memory import as_features
-from mlflow_relabel_audit.rows.store import Call, Join, Step, block_bounds, fold
+from mlflow_relabel_audit.rows.store import Call, Kept, LocalStore, Step, beside, block_bounds
 
 FEW = 8
 """A step that picks less than one in so many of a block's rows has only those read."""
@@ -89,11 +91,8 @@ class Spool:
             np.ascontiguousarray(values).tofile(file)
 
 
-class SpilledStore:
+class SpilledStore(LocalStore):
     """Blocks read from the arrays of a `Spool`."""
-
-    local = True
-    beside = 0
 
     def __init__(
         self, folder: Scratch, shape: tuple[int, int], dtype: Any, pointers: Any, intercept: bool, memory_limit: int
@@ -103,7 +102,7 @@ class SpilledStore:
         self.sparse = pointers is not None
         self.nnz = int(pointers[-1]) if self.sparse else shape[0] * shape[1]
         self.bounds: Sequence[tuple[int, int]] = block_bounds(shape[0], shape[1], self.sparse)
-        self.room: int | None = memory_limit // 2
+        self.room = memory_limit // 2
         largest = max(self._bytes(start, stop) for start, stop in self.bounds)
         if BUFFERS * largest > self.room:
             raise RequestError(
@@ -197,13 +196,64 @@ class SpilledStore:
         """Run the step on block after block."""
         for number, own, block in self._blocks(calls, step):
             start, stop = self.bounds[number]
-            yield step(block, *own, *(values[start:stop] for values in along), *arguments)
+            yield step(block, *own, *(beside(values, number, start, stop) for values in along), *arguments)
 
-    def reduce(
-        self, step: Step, calls: Iterable[Call], along: Sequence[Any], arguments: tuple[Any, ...], join: Join
-    ) -> tuple[Any, ...] | None:
-        """Run the step on block after block and join the results."""
-        return cast("tuple[Any, ...] | None", fold(self, step, calls, along, arguments, join))
+    def keep(self, step: Step, calls: Iterable[Call], along: Sequence[Any], arguments: tuple[Any, ...]) -> Kept:
+        """Run the step on every block and write the results beside the rows."""
+        with _failing(self._path):
+            kept = SpilledKept(self._folder)
+            with kept.path.open("wb") as file:
+                for result in self.map(step, calls, along, arguments):
+                    kept.parts.append(written(result, file))
+        return kept
+
+
+class SpilledKept(Kept):
+    """Results in a file of the scratch folder, which goes with this object."""
+
+    def __init__(self, folder: Scratch) -> None:
+        super().__init__([])
+        self._folder = folder
+        handle, name = tempfile.mkstemp(prefix="kept-", dir=folder.path)
+        os.close(handle)
+        self.path = Path(name)
+        weakref.finalize(self, self.path.unlink, missing_ok=True)
+
+    def part(self, number: int) -> Any:
+        """That of one block, read."""
+        with _failing(self._folder.path), self.path.open("rb") as file:
+            return read_back(self.parts[number], file)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an array lies in a file."""
+
+    offset: int
+    shape: tuple[int, ...]
+    dtype: Any
+    order: Literal["C", "F"]
+
+
+def written(value: Any, file: BinaryIO) -> Any:
+    """Write an array, or those of a tuple, to the end of a file; the same with a `Place` for each array."""
+    if isinstance(value, tuple):
+        parts = [written(part, file) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    turned = value.flags.f_contiguous and not value.flags.c_contiguous
+    place = Place(file.tell(), value.shape, value.dtype, "F" if turned else "C")
+    np.ascontiguousarray(value.T if turned else value).tofile(file)
+    return place
+
+
+def read_back(value: Any, file: BinaryIO) -> Any:
+    """What was `written`."""
+    if isinstance(value, tuple):
+        parts = [read_back(part, file) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    file.seek(value.offset)
+    found = np.fromfile(file, value.dtype, math.prod(value.shape))
+    return found.reshape(value.shape, order=value.order)
 
 
 class PickedBlock(RowBlock):

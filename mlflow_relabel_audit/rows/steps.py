@@ -21,7 +21,7 @@ SPARSE_PICKED = 2**13
 
 
 def picks_rows(step: Step) -> Step:
-    """Mark a step that asks a block for single rows only, so that the others need not be read."""
+    """Mark a step that asks a block for single rows only, or for none, so that the others need not be read."""
     step.picks_rows = True  # type: ignore[attr-defined]
     return step
 

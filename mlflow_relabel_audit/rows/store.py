@@ -25,7 +25,42 @@ Step = Callable[..., Any]
 Call = tuple[int, tuple[Any, ...]]
 Join = tuple[str, ...]
 
-JOINS: dict[str, Callable[[Any, Any], Any]] = {"sum": lambda a, b: a + b, "min": np.minimum, "max": np.maximum}
+
+def larger(one: Any, other: Any) -> Any:
+    """Of the columns of two arrays of shape (..., c, m), the m whose first entries are largest, the largest first."""
+    both = np.concatenate([one, other], axis=-1)
+    order = np.argsort(-both[..., :1, :], axis=-1, kind="stable")[..., : one.shape[-1]]
+    return np.take_along_axis(both, order, axis=-1)
+
+
+JOINS: dict[str, Callable[[Any, Any], Any]] = {
+    "sum": lambda a, b: a + b,
+    "min": np.minimum,
+    "max": np.maximum,
+    "larger": larger,
+}
+
+
+class Kept:
+    """What a step returned for every block, left where the blocks are: to be passed along with them to other steps.
+
+    Parameters
+    ----------
+    parts : list
+        of whatever the store makes of it; in memory one result per block.
+    """
+
+    def __init__(self, parts: list[Any]) -> None:
+        self.parts = parts
+
+    def part(self, number: int) -> Any:
+        """That of one block, where blocks are in this process."""
+        return self.parts[number]
+
+
+def beside(values: Any, number: int, start: int, stop: int) -> Any:
+    """What one block gets of values that go along with the rows: of an array over them all, or of what was kept."""
+    return values.part(number) if isinstance(values, Kept) else values[start:stop]
 
 
 class Store(Protocol):
@@ -67,6 +102,10 @@ class Store(Protocol):
         self, step: Step, calls: Iterable[Call], along: Sequence[Any], arguments: tuple[Any, ...], join: Join
     ) -> tuple[Any, ...] | None:
         """The same, joined; None where there were no calls."""
+        ...
+
+    def keep(self, step: Step, calls: Iterable[Call], along: Sequence[Any], arguments: tuple[Any, ...]) -> Kept:
+        """The same for every block, each result left where its block is."""
         ...
 
 
@@ -148,29 +187,39 @@ class Fold:
         self._open.append((level, tuple(JOINS[how](a, b) for how, a, b in zip(self._join, left, right, strict=True))))
 
 
-def walk(
-    blocks: Callable[[int], Any],
-    bounds: Sequence[tuple[int, int]],
-    step: Step,
-    calls: Iterable[Call],
-    along: Sequence[Any],
-    arguments: tuple[Any, ...],
-) -> Iterator[Any]:
-    """Run a step on block after block in this process."""
-    for number, own in calls:
-        start, stop = bounds[number]
-        yield step(blocks(number), *own, *(values[start:stop] for values in along), *arguments)
+class LocalStore:
+    """A store whose steps run in this process, on block after block."""
 
+    local = True
+    beside = 0
+    room: int | None = None
+    bounds: Sequence[tuple[int, int]]
 
-def fold(store: Store, step: Step, calls: Iterable[Call], along: Any, arguments: Any, join: Join) -> Any:
-    """Map a step over a store's blocks in this process and join what comes; None where there were no calls."""
-    folding, numbers = Fold(join), deque[int]()
+    def block(self, number: int) -> Any:
+        """One block."""
+        raise NotImplementedError
 
-    def noted() -> Iterator[Call]:
-        for call in calls:
-            numbers.append(call[0])
-            yield call
+    def map(self, step: Step, calls: Iterable[Call], along: Sequence[Any], arguments: tuple[Any, ...]) -> Iterator[Any]:
+        """Run the step on block after block."""
+        for number, own in calls:
+            start, stop = self.bounds[number]
+            yield step(self.block(number), *own, *(beside(values, number, start, stop) for values in along), *arguments)
 
-    for result in store.map(step, noted(), along, arguments):
-        folding.add(numbers.popleft(), result)
-    return folding.result()
+    def reduce(
+        self, step: Step, calls: Iterable[Call], along: Sequence[Any], arguments: tuple[Any, ...], join: Join
+    ) -> tuple[Any, ...] | None:
+        """Run the step on block after block and join the results."""
+        folding, numbers = Fold(join), deque[int]()
+
+        def noted() -> Iterator[Call]:
+            for call in calls:
+                numbers.append(call[0])
+                yield call
+
+        for result in self.map(step, noted(), along, arguments):
+            folding.add(numbers.popleft(), result)
+        return folding.result()
+
+    def keep(self, step: Step, calls: Iterable[Call], along: Sequence[Any], arguments: tuple[Any, ...]) -> Kept:
+        """Run the step on every block and keep the results in this process."""
+        return Kept(list(self.map(step, calls, along, arguments)))

@@ -10,11 +10,15 @@ import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
+from unittest import mock
 
 import numpy as np
 
 from mlflow_relabel_audit.curvature import find_stationary_point
-from mlflow_relabel_audit.flips.certificate.bound import Certificate, Prospect
+from mlflow_relabel_audit.flips.certificate import bound as module
+from mlflow_relabel_audit.flips.certificate.bound import Certificate
+from mlflow_relabel_audit.flips.certificate.localisation import LevelBound
 from mlflow_relabel_audit.likelihood import sigmoid
 from mlflow_relabel_audit.problem import ClassWeight, Problem
 from mlflow_relabel_audit.rows import Rows
@@ -217,7 +221,15 @@ def check(case: Case, tally: Tally) -> None:
     rule = ClassWeight(fixed=case.by_class)
     problem = Problem(theta0[0], case.penalty, case.intercept, (0, 1), case.threshold, rule, "newton")
     point = find_stationary_point(problem, rows, kind=case.kind)
-    certificate = Certificate.prepare(problem, rows, point, gram=case.gram)
+    bounds: list[LevelBound] = []
+
+    def noted(*arguments: Any) -> Any:
+        bounds.append(bound_level(*arguments))
+        return bounds[-1]
+
+    bound_level = module.bound_level
+    with mock.patch.object(module, "bound_level", noted):
+        certificate = Certificate.prepare(problem, rows, point, gram=case.gram)
     tally.cases += 1
     tally.sets += len(labels)
     tally.unattained += int((~exists).sum())
@@ -233,25 +245,29 @@ def check(case: Case, tally: Tally) -> None:
     norms = np.sqrt(np.einsum("pb,pb->b", targets, direction))
     exact = toward[:, None] * (direction.T @ case.X.T)
     response = exact.astype(case.dtype)
-    rounding = np.abs(exact) * (2.0**-24 if case.dtype is np.float32 else 2.0**-50) + 1e-30
+    lengths = np.maximum(np.linalg.norm(case.X, axis=1), 1e-300)
+    rounding = (np.abs(exact) / lengths).max(axis=1) * (2.0**-24 if case.dtype is np.float32 else 2.0**-50) + 1e-30
     moves = toward * ((theta - point.theta) @ targets)
     # the refits' own error at a target: at most its distance from the rows, in units of the error at the rows
     slack_at_rows = 2e-9 + 4.0 * error
     slack = 1e-7 + 1e-6 * np.abs(moves)
-    for bound in certificate.bounds:
+    everyone = np.arange(len(margin))
+    for place, bound in enumerate(bounds[: len(certificate.levels)]):
         held = sizes <= bound.k
         if (lost <= bound.k).any():
             tally.violations.append(f"{name}: level {bound.k} is bounded, yet a set of that size has no minimiser")
         tally.record("move of a row", np.abs(moved[held]), bound.rho, slack_at_rows[held], name)
         charged = bound.energy.offset + inside[held] @ bound.energy.charge
         tally.record("energy", energy[held], charged, 1e-9 * (1.0 + energy[held]), name)
-        for t in range(len(margin)):
-            prospect = Prospect(certificate, response[t], rounding[t], norms[t])
-            for guess in (0.0, bound.energy.total / 2.0, bound.energy.total):
-                allowed, _ = prospect.moves(bound, guess)
-                allowed = np.append(0.0, allowed) + prospect.slack(abs(margin[t]))
-                tally.record("move of the margin", moves[held, t], allowed[sizes[held]], slack[held, t], name)
-    k_lower = certificate.lower_bounds(margin, response, rounding, norms)
+        prospects = certificate.prospects(response.T, rounding, norms)
+        survey = prospects.survey(everyone, np.full(len(margin), place))
+        for guess in (0.0, bound.energy.total / 2.0, bound.energy.total):
+            tau = prospects.price(survey, everyone, np.full(len(margin), guess))
+            sums, _ = prospects.moves(survey, everyone, tau)
+            allowed = np.hstack([np.zeros((len(margin), 1)), sums[:, : bound.k]])
+            allowed += certificate.slack(np.abs(margin), norms)[:, None]
+            tally.record("move of the margin", moves[held], allowed.T[sizes[held]], slack[held], name)
+    k_lower = certificate.lower_bounds(margin, response.T, rounding, norms)
     flips = moves > np.abs(margin) + slack
     fewest = np.where(flips, sizes[:, None], LARGEST + 1).min(axis=0)
     for t in range(len(margin)):

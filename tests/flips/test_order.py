@@ -7,7 +7,7 @@ import pytest
 
 from mlflow_relabel_audit.flips.order.influence import decided_heads, estimate
 from mlflow_relabel_audit.flips.order.ranking import FIRST_HEAD, longer_order
-from mlflow_relabel_audit.flips.order.response import ResponseBounds, respond, response_error
+from mlflow_relabel_audit.flips.order.response import ResponseBounds, respond, response_scale
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect
 from tests.flips.fitting import Fitted, fitted
 
@@ -107,7 +107,7 @@ def test_float32_responses_stay_within_their_bound(sparse: bool) -> None:
     X = 10 ** np.random.default_rng(4).uniform(-3, 3, (20, 1)) * np.random.default_rng(5).standard_normal((20, 40))
     (block,) = estimate(model.rows, model.point, effect, model.evaluation(X), model.problem)
     exact = model.rows.margins(block.direction * block.toward).T
-    scale, row = response_error(model.rows, block.direction, model.rows.square_norms())
+    scale, row = response_scale(model.rows, block.direction), np.sqrt(model.rows.square_norms())
     found = respond(model.rows, block.direction * block.toward, np.empty((20, 500), dtype=np.float32))[:, 0]
     assert np.all(np.abs(found - exact) <= np.outer(scale, row))
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
 
 from mlflow_relabel_audit import Auditor
 from mlflow_relabel_audit.errors import StoreError
@@ -127,6 +128,41 @@ def test_heads_travel_and_not_the_influences(client: Any, small_blocks: None, mo
         assert (one.k_estimate, one.k_paper) == (two.k_estimate, two.k_paper)
         assert np.array_equal(one.index[: one.k_estimate], two.index[: two.k_estimate])
     assert sum(came) < 4 * rows.n * asked.n / 3  # 94 blocks of 64 rows: half of it are envelopes
+
+
+def test_certificates_are_summed_where_the_rows_are(
+    client: Any, small_blocks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same bounds as in memory, and nothing that has a number for each row comes back once it is prepared."""
+    rng = np.random.default_rng(5)
+    X, asked = rng.standard_normal((1_500, 4)), rng.standard_normal((12, 4))
+    y = (X[:, 0] + rng.standard_normal(1_500) > 0).astype(int)
+    model = LogisticRegression(C=0.1, tol=1e-10).fit(X, y)
+    inside, outside = Auditor(model, X, y), Auditor(model, X, y, dask=client)
+    wanted, first = (
+        each.robustness(asked, verify=False, certify=True).predictions["k_lower"] for each in (inside, outside)
+    )
+    assert wanted.max() > 2
+    assert first.equals(wanted)
+    axes: list[int] = []
+    gather = distributed.Client.gather
+
+    def watched(self: Any, futures: Any, *arguments: Any, **options: Any) -> Any:
+        found = gather(self, futures, *arguments, **options)
+        axes.extend(length for array in _arrays(found) for length in array.shape)
+        return found
+
+    monkeypatch.setattr(distributed.Client, "gather", watched)
+    again = outside.robustness(asked, verify=False, certify=True).predictions["k_lower"]
+    assert again.equals(wanted)
+    assert axes
+    assert max(axes) < 1_500
+
+
+def _arrays(found: Any) -> list[np.ndarray]:
+    if isinstance(found, np.ndarray):
+        return [found]
+    return [array for part in found for array in _arrays(part)] if isinstance(found, (list, tuple)) else []
 
 
 def test_large_coefficients_reach_every_pass(client: Any, small_blocks: None) -> None:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from mlflow_relabel_audit.rows import JoinedStore, Rows, joined, steps, store
+from mlflow_relabel_audit.rows import JoinedStore, RowBlock, Rows, joined, steps, store
 
 
 @pytest.fixture(params=[False, True], ids=["dense", "sparse"])
@@ -45,3 +45,22 @@ def test_the_smallest_entry(pair):
     one, whole = pair
     dense = whole.features.toarray() if whole.sparse else whole.features
     assert one.reduce(steps.lowest, join=("min",)) == (dense.min(),)
+
+
+def _doubled(_: RowBlock, values: np.ndarray) -> np.ndarray:
+    return 2.0 * values
+
+
+def _largest(_: RowBlock, kept: np.ndarray, values: np.ndarray) -> tuple[np.ndarray]:
+    """The three largest of what was kept, with the values themselves below them."""
+    first = np.argsort(-kept, kind="stable")[:3]
+    return (np.stack([kept[first], values[first]]),)
+
+
+def test_what_is_kept_goes_along_with_its_blocks(pair):
+    values = np.random.default_rng(2).permutation(300).astype(float)
+    wanted = [[598.0, 596.0, 594.0], [299.0, 298.0, 297.0]]
+    for rows in pair:
+        kept = rows.keep(_doubled, along=(values,))
+        (found,) = rows.reduce(_largest, along=(kept, values), join=("larger",))
+        np.testing.assert_array_equal(found, wanted)

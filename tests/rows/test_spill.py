@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from mlflow_relabel_audit import Auditor
 from mlflow_relabel_audit.analyses.robustness import RobustnessResult
 from mlflow_relabel_audit.errors import RequestError, StoreError
 from mlflow_relabel_audit.flips.search import prefix as search
-from mlflow_relabel_audit.rows import ParquetSource, Rows, Spool, spill, store
+from mlflow_relabel_audit.rows import ParquetSource, RowBlock, Rows, Spool, spill, store
 
 RNG = np.random.default_rng(3)
 
@@ -114,6 +115,48 @@ def test_reads_back_what_was_written(sparse: bool, small_blocks: None) -> None:
     assert folder.stat().st_mode & 0o777 == 0o700
     del kept, spool
     assert not folder.exists()
+
+
+def pair(_: RowBlock, values: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """What a step may leave: arrays in tuples, in either order."""
+    turned = np.asfortranarray(np.outer(values, [1.0, 2.0]).astype(np.float32))
+    return np.ascontiguousarray(turned.T), (turned, values.astype(np.int64))
+
+
+def total(_: RowBlock, kept: Any, values: np.ndarray) -> tuple[float]:
+    wide, (tall, whole) = kept
+    assert (wide.flags.c_contiguous, tall.flags.f_contiguous) == (True, True)
+    assert np.array_equal(wide, tall.T)
+    assert np.array_equal(whole, values)
+    return (float(tall[:, 1].sum()),)
+
+
+def test_what_a_step_leaves_is_on_disk_while_it_is_held(small_blocks: None) -> None:
+    spool = Spool()
+    spool.add(np.ones((500, 4)))
+    rows = Rows(spool.store(True, 2**14), np.zeros(500), np.ones(500), intercept=True)
+    values = np.arange(500.0)
+    kept = rows.keep(pair, along=(values,))
+    folder = rows.store._path  # type: ignore[attr-defined]
+    (file,) = folder.glob("kept-*")
+    assert file.stat().st_size == 500 * (8 + 8 + 8)
+    assert not any(isinstance(part, np.ndarray) for part in kept.parts)
+    assert rows.reduce(total, along=(kept, values), join=("sum",)) == (2.0 * values.sum(),)
+    del kept
+    assert not file.exists()
+
+
+def test_no_room_for_what_a_step_leaves(small_blocks: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    spool = Spool()
+    spool.add(np.ones((500, 4)))
+    rows = Rows(spool.store(True, 2**14), np.zeros(500), np.ones(500), intercept=True)
+    monkeypatch.setattr(spill, "written", full)
+    with pytest.raises(StoreError, match="No space left on device; free space or point TMPDIR"):
+        rows.keep(pair, along=(np.arange(500.0),))
+    assert not list(rows.store._path.glob("kept-*"))  # type: ignore[attr-defined]
 
 
 def test_no_more_is_held_than_the_limit(small_blocks: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,7 +92,9 @@ is the caller's to bound.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -100,24 +102,23 @@ from mlflow_relabel_audit.curvature import StationaryPoint
 from mlflow_relabel_audit.flips.certificate.gram import GramSums, NormSums, Sums, kernel_norms
 from mlflow_relabel_audit.flips.certificate.localisation import (
     MAX_ROUNDING,
-    ROUNDING,
     LevelBound,
     RowState,
     SecantBoxes,
     bound_level,
 )
+from mlflow_relabel_audit.flips.certificate.prospect import Asked, Level, Prospects, RowTerms
 from mlflow_relabel_audit.problem import FloatArray, IntArray, Problem
-from mlflow_relabel_audit.rows import Rows
+from mlflow_relabel_audit.rows import Kept, Rows
 
 GRAM_ROWS = 4000
 """Up to this many rows the Gram form takes a few seconds and is the default."""
 LEVELS = (*range(1, 21), 22, 24, 28, 32, 36, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 256, 320, 384, 512)
 SECANT_FLOPS = 2e10
 """Work of one factorisation of H_lo above which section 4 is left out."""
-SHARES = (0.75, 0.5, 0.25, 0.0)
-"""Shares of the largest w_j down to which the choice of tau looks, one after the other."""
 UNIT = 2.0**-53
 LEVEL_BYTES = 2**29
+"""Of all levels together, at six vectors each and one to spare."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,10 @@ class Rounding:
 
 
 def few_levels(levels: list[int], n: int) -> tuple[int, ...]:
-    """As many of the levels as fit in 512 MiB, evenly spread: a level holds seven vectors of length n."""
+    """As many of the levels as fit in `LEVEL_BYTES`, evenly spread, two at least.
+
+    By the rows alone, whatever the memory limit: it may not change what is certified.
+    """
     most = max(2, LEVEL_BYTES // (56 * max(n, 1)))
     if len(levels) <= most:
         return tuple(levels)
@@ -175,22 +179,19 @@ def few_levels(levels: list[int], n: int) -> tuple[int, ...]:
 class Certificate:
     """Level bounds of one fitted objective, ready to bound any prediction's flip set from below.
 
+    They are worked out in this process, from a few vectors of length n, and then left where the rows are.
+
     Attributes
     ----------
-    bounds : tuple of LevelBound
+    levels : tuple of Level
         of rising k; empty where nothing can be certified.
     """
 
     def __init__(
-        self,
-        state: RowState,
-        sign: FloatArray,
-        bounds: tuple[LevelBound, ...],
-        rounding: Rounding,
-        cut: float,
+        self, rows: Rows, terms: Kept | None, levels: tuple[Level, ...], rounding: Rounding, cut: float
     ) -> None:
-        self.bounds = bounds
-        self._state, self._sign, self._rounding, self._cut = state, sign, rounding, cut
+        self.levels = levels
+        self._rows, self._terms, self._rounding, self._cut = rows, terms, rounding, cut
 
     @classmethod
     def prepare(
@@ -231,43 +232,28 @@ class Certificate:
             norm=norms,
             residual=terms.residual,
         )
-        sign = 2.0 * rows.y - 1.0
-        certificate = cls(state, sign, (), terms, problem.cut)
         sound = np.isfinite(norms).all() and terms.form < MAX_ROUNDING and terms.residual < MAX_ROUNDING
-        levels = few_levels([k for k in LEVELS if k <= min(max_level, rows.n)], rows.n)
-        if weights.balanced or not sound or not levels:
-            return certificate
+        sizes = few_levels([k for k in LEVELS if k <= min(max_level, rows.n)], rows.n)
+        if weights.balanced or not sound or not sizes:
+            return cls(rows, None, (), terms, problem.cut)
+        sign = 2.0 * rows.y - 1.0
         kernel = kernel_norms(rows, point.curvature, problem.penalty, norms, terms.form)
         sums: Sums
         if rows.n <= GRAM_ROWS if gram is None else gram:
             sums = GramSums(
-                rows, point.curvature, problem.penalty, kernel, load, sign, state.extreme, levels, terms.form
+                rows, point.curvature, problem.penalty, kernel, load, sign, state.extreme, sizes, terms.form
             )
         else:
             sums = NormSums(kernel, load, sign)
-        spread = sums.spread(state.extreme)
         boxes = None
         dense = 0.0 if rows.sparse else 3.0 * rows.n * rows.p**2
         if point.curvature.kind == "primal" and dense + rows.p**3 <= SECANT_FLOPS:
             boxes = SecantBoxes(rows, point, problem.penalty, state, terms.form)
-        bounds: list[LevelBound] = []
-        warm = None
-        for k in levels:
-            at_level = sums.at(k)
-            found = bound_level(at_level, spread, state, k, boxes, warm)
-            if found is None:
-                break
-            bounds.append(found)
-            warm = found.rho / np.maximum(at_level.reach, 1e-300)
-        certificate.bounds = tuple(bounds)
-        return certificate
+        levels = tuple(Level.keep(rows, bound) for bound in level_bounds(sums, state, sizes, boxes))
+        return cls(rows, RowTerms.keep(rows, state), levels, terms, problem.cut)
 
     def lower_bounds(
-        self,
-        margin: FloatArray,
-        response: FloatArray,
-        response_error: FloatArray | tuple[FloatArray, FloatArray],
-        norms: FloatArray,
+        self, margin: FloatArray, response: Any, response_error: FloatArray, norms: FloatArray
     ) -> IntArray:
         """Prove, for each of B predictions, how many labels it takes to flip it at least.
 
@@ -275,11 +261,11 @@ class Certificate:
         ----------
         margin : ndarray of shape (B,)
             ``x_t . theta - cut``, float64.
-        response : ndarray of shape (B, n)
+        response : Kept, or ndarray of shape (n, B)
             ``x_i . H^-1 x_t`` turned toward the flip: times -1 where the margin is positive (as the estimate pass
-            leaves it). float32 or float64.
-        response_error : ndarray, or tuple of two ndarrays
-            bound of the response's rounding, broadcastable to (B, n); or factors of shape (B,) and (n,).
+            leaves it). float32 or float64. Kept where the rows are, each block's has shape (rows, B).
+        response_error : ndarray of shape (B,)
+            the response of row i errs by at most this times ``||x_i||``, the Euclidean norm.
         norms : ndarray of shape (B,)
             ``||x_t||_{H^-1}``, that is the root of ``x_t . u_t``.
 
@@ -288,120 +274,32 @@ class Certificate:
         ndarray of shape (B,), int64
             no set of fewer than ``k_lower`` rows flips the prediction; 1 where nothing can be certified.
         """
-        out = np.ones(len(margin), dtype=np.int64)
-        if not self.bounds:
-            return out
-        for t in range(len(margin)):
-            if isinstance(response_error, tuple):
-                error = response_error[0][t] * response_error[1]
-            else:
-                error = np.broadcast_to(response_error, response.shape)[t]
-            view = Prospect(self, response[t], error, float(norms[t]))
-            goal = abs(float(margin[t]))
-            out[t] = 1 + view.certified(goal - view.slack(goal))
-        return out
+        if not self.levels or not len(margin):
+            return np.ones(len(margin), dtype=np.int64)
+        goal = np.abs(margin)
+        return 1 + self.prospects(response, response_error, norms).certified(goal - self.slack(goal, norms))
+
+    def prospects(self, response: Any, response_error: FloatArray, norms: FloatArray) -> Prospects:
+        """The predictions of `lower_bounds` against the levels."""
+        assert self._terms is not None
+        form = self._rounding.form * (1.0 + self._rounding.form) * norms
+        return Prospects(self._rows, self._terms, self.levels, response, Asked(response_error, form))
+
+    def slack(self, goal: FloatArray, norms: FloatArray) -> FloatArray:
+        """Parts of the bound that do not depend on the set: residual and rounding of the margin; shape (B,)."""
+        terms = self._rounding
+        wide = norms * (1.0 + terms.form)
+        return np.asarray(wide * (terms.residual + terms.margin) + 8.0 * UNIT * (abs(self._cut) + goal))
 
 
-class Prospect:
-    """One prediction against the level bounds."""
-
-    def __init__(self, certificate: Certificate, response: FloatArray, error: FloatArray, norm: float) -> None:
-        state, rounding = certificate._state, certificate._rounding
-        self._certificate = certificate
-        self._norm = norm * (1.0 + rounding.form)
-        self._response = response.astype(np.float64)
-        self._error = error + (rounding.form * self._norm) * state.norm
-        self._error_w = self._error * state.extreme
-        self._linear = state.by_class[0] == state.by_class[1]
-        self._gains = self._gain(certificate.bounds[0])
-
-    def slack(self, goal: float) -> float:
-        """Parts of the bound that do not depend on the set: residual and rounding of the margin."""
-        terms, cut = self._certificate._rounding, self._certificate._cut
-        return self._norm * (terms.residual + terms.margin) + 8.0 * UNIT * (abs(cut) + goal)
-
-    def certified(self, goal: float) -> int:
-        """Largest k proved not to move the margin by ``goal``, 0 where none is."""
-        bounds = self._certificate.bounds
-        lead = _largest(self._gains, bounds[-1].k)
-        reach = int(np.searchsorted(np.cumsum(np.maximum(self._gains[lead], 0.0)), goal))
-        low, high, best = 0, len(bounds) - 1, 0
-        while high > 0 and bounds[high - 1].k > reach:
-            high -= 1
-        while low <= high:
-            middle = (low + high) // 2
-            bound = bounds[middle]
-            guess = float(bound.energy.charge[lead[: bound.k]].sum())
-            for _ in range(2):
-                sums, ranked = self.moves(bound, guess, lead)
-                k = int(np.searchsorted(sums, goal))
-                best = max(best, k)
-                if k >= len(sums):
-                    break
-                guess = float(bound.energy.charge[ranked[: k + 1]].sum())
-            if k >= len(sums):
-                low = middle + 1
-            else:
-                high = middle - 1
-        return best
-
-    def moves(self, bound: LevelBound, spent: float, lead: IntArray | None = None) -> tuple[FloatArray, IntArray]:
-        """Right side of (3), without the parts in `slack`, for 1, 2 ... labels, and the rows that make it.
-
-        ``spent`` is a guess of the maximising set's charge, which sets tau; any guess gives a bound. ``lead`` are
-        rows with large g_i, where they are known.
-        """
-        worse = np.maximum(-bound.low * self._response, -bound.high * self._response)
-        worse += self._error_w
-        energy = bound.energy
-        tau, rest = _price(worse, bound.change, energy.offset + spent)
-        rest += tau * energy.offset
-        gains = tau * energy.charge
-        gains += self._gains if self._linear else self._gain(bound)
-        ranked = _largest(gains, bound.k, lead)
-        sums = np.cumsum(np.maximum(gains[ranked], 0.0))
-        sums += rest
-        sums *= 1.0 + 10.0 * ROUNDING
-        return sums, ranked
-
-    def _gain(self, bound: LevelBound) -> FloatArray:
-        """Upper ends of ``g_i = -dir a_i P_i``, shape (n,)."""
-        toward = -self._certificate._sign * self._response
-        gains = toward * bound.load_high
-        if not self._linear:
-            gains = np.maximum(gains, toward * bound.load_low)
-        gains += bound.load_high * self._error
-        return np.asarray(gains)
-
-
-def _price(worth: FloatArray, limit: FloatArray, budget: float) -> tuple[float, float]:
-    """Tau at which ``sum of limit_j over worth_j > tau`` reaches the budget; ``sum_j (worth_j - tau)_+ limit_j``."""
-    ceiling = float(worth.max(initial=0.0))
-    tau = ceiling
-    for share in SHARES:
-        head = np.flatnonzero(worth > share * ceiling)
-        head = head[np.argsort(-worth[head])]
-        ladder, widths = worth[head], limit[head]
-        last = int(np.searchsorted(np.cumsum(widths), budget))
-        if last < len(head):
-            tau = float(ladder[last])
-            return tau, float((ladder[:last] - tau) @ widths[:last])
-        tau = share * ceiling
-    return tau, float((ladder - tau) @ widths)
-
-
-def _largest(values: FloatArray, k: int, guess: IntArray | None = None) -> IntArray:
-    """Positions of the k largest values, the largest first; ``guess`` holds k or more that are probably large."""
-    n = len(values)
-    k = min(k, n)
-    inside = np.arange(n)
-    if guess is not None and len(guess) >= k:
-        # the k-th largest value is at least the least of any k values
-        inside = np.flatnonzero(values >= values[guess[:k]].min())
-        if len(inside) > max(16 * k, 1024):
-            inside = np.arange(n)
-    if len(inside) == n > k:
-        narrow = np.partition(values.astype(np.float32), n - k)[n - k]
-        # float32 keeps the order of values that it tells apart, so nothing above its k-th largest is lost
-        inside = np.flatnonzero(values.astype(np.float32) >= narrow)
-    return inside[np.argsort(-values[inside])][:k]
+def level_bounds(sums: Sums, state: RowState, sizes: Sequence[int], boxes: SecantBoxes | None) -> Iterator[LevelBound]:
+    """Yield the bounds for rising sizes of the sets, up to the first that no box holds."""
+    spread = sums.spread(state.extreme)
+    warm = None
+    for k in sizes:
+        at_level = sums.at(k)
+        found = bound_level(at_level, spread, state, k, boxes, warm)
+        if found is None:
+            return
+        yield found
+        warm = found.rho / np.maximum(at_level.reach, 1e-300)

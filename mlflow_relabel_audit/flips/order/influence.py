@@ -16,11 +16,11 @@ from mlflow_relabel_audit.flips import budget
 from mlflow_relabel_audit.flips.order.apart import shelved_width
 from mlflow_relabel_audit.flips.order.asked import Asked, ask
 from mlflow_relabel_audit.flips.order.ranking import InfluenceOrder, decided, rank_block
-from mlflow_relabel_audit.flips.order.response import respond
+from mlflow_relabel_audit.flips.order.response import narrowed, respond, responded
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect
 from mlflow_relabel_audit.likelihood import FloatArray, IntArray
 from mlflow_relabel_audit.problem import Problem
-from mlflow_relabel_audit.rows import Rows
+from mlflow_relabel_audit.rows import Kept, Rows
 
 MAX_BLOCK = 256
 FEW_BLOCK, FEW_BYTES = 32, 2**26
@@ -110,15 +110,16 @@ def block_width(rows: Rows, factor: int = 0) -> int:
     return int(np.clip(room // (4 * max(rows.n, 1) * directions_of(rows)), 1, MAX_BLOCK))
 
 
-def responses_of(rows: Rows, block: EstimateBlock) -> Iterator[tuple[slice, FloatArray]]:
-    """Yield a block's responses, a few predictions at a time, with their place."""
-    room = budget.beside(rows, budget.INFLUENCES)
-    width = int(np.clip(room // (4 * max(rows.n * rows.outputs, 1)), 1, max(len(block.orders), 1)))
-    buffer = np.empty((width * rows.outputs, rows.n), dtype=np.float32)
+def responses_of(rows: Rows, block: EstimateBlock) -> Iterator[tuple[slice, Kept]]:
+    """Yield a block's responses, of a model of one output, a few predictions at a time, with their place.
+
+    They are worked out where the rows are, and stay there to be passed along with them.
+    """
+    room = max(budget.beside(rows, budget.INFLUENCES), rows.store.beside // 4)
+    width = int(np.clip(room // (4 * max(rows.n, 1)), 1, max(len(block.orders), 1)))
     for start in range(0, len(block.orders), width):
         some = slice(start, min(start + width, len(block.orders)))
-        direction = block.direction[:, some] * block.toward[some]
-        yield some, respond(rows, direction, buffer[: (some.stop - some.start) * rows.outputs])
+        yield some, rows.keep(responded, narrowed(block.direction[:, some] * block.toward[some]))
 
 
 def estimate(

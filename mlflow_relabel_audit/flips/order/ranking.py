@@ -14,7 +14,7 @@ import numpy as np
 
 from mlflow_relabel_audit.flips.order.apart import Apart
 from mlflow_relabel_audit.flips.order.heads import TINY, Held, Influences, floors, ordered
-from mlflow_relabel_audit.flips.order.response import narrowed, respond, response_error
+from mlflow_relabel_audit.flips.order.response import narrowed, respond, response_scale
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect, Relabelling
 from mlflow_relabel_audit.likelihood import FloatArray, IntArray, sigmoid
 from mlflow_relabel_audit.rows import Rows
@@ -225,7 +225,7 @@ def decided(
     ``reach`` is the largest ``|coefficient_i| ||x_i||``, which bounds the rounding of any row's float32 influence;
     members that near to the floor are left out, as others may belong before them.
     """
-    scale, _ = response_error(rows, direction, np.zeros(0))
+    scale = response_scale(rows, direction)
     shift = np.abs(effect.shift(direction))
     if shift.ndim > 1:
         shift = 2.0 * shift.max(axis=1)

@@ -44,13 +44,20 @@ def _respond(block: RowBlock, out: FloatArray, narrow: FloatArray) -> None:
         pass
 
 
-def response_error(rows: Rows, direction: FloatArray, square_norms: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Bound the rounding of `respond`: ``|error_ti| <= scale_t row_i``, scale of shape (B,), row of shape (n,).
+def responded(block: RowBlock, narrow: FloatArray) -> FloatArray:
+    """``X direction`` of one block in float32, for `narrowed` directions of shape (p, B): shape (rows, B)."""
+    out = np.empty((narrow.shape[1], block.rows), dtype=np.float32)
+    _respond(block, out, narrow)
+    return out.T
+
+
+def response_scale(rows: Rows, direction: FloatArray) -> FloatArray:
+    """Bound the rounding of `respond` and `responded`: ``|error_ti| <= scale_t ||x_i||``; scale of shape (B,).
 
     A float32 sum of p products of rounded factors errs by at most (p + 3) 2^-24 of the product of the norms.
     """
     unit = (rows.p + 3) * 2.0**-24 * 1.01
-    return unit * np.linalg.norm(direction, axis=0), np.sqrt(square_norms)
+    return np.asarray(unit * np.linalg.norm(direction, axis=0))
 
 
 class ResponseBounds:
@@ -77,7 +84,7 @@ class ResponseBounds:
         self, rows: Rows, direction: FloatArray, square_norms: FloatArray, queue: Sequence[int], ahead: int
     ) -> None:
         self._rows, self._direction = rows, direction
-        self._scale, self._row = response_error(rows, direction, square_norms)
+        self._scale, self._row = response_scale(rows, direction), np.sqrt(square_norms)
         self._queue, self._ahead = np.asarray(queue, dtype=np.intp), ahead
         self._held = np.empty((0, rows.n), dtype=np.float32)
         self._waiting = self._held
