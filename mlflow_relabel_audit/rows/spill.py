@@ -28,8 +28,8 @@ from mlflow_relabel_audit.rows.block import RowBlock
 from mlflow_relabel_audit.rows.memory import as_features
 from mlflow_relabel_audit.rows.store import Call, Kept, LocalStore, Step, beside, block_bounds
 
-FEW = 8
-"""A step that picks less than one in so many of a block's rows has only those read."""
+FEW = 16
+"""A step that picks less than one in so many of a block's rows has only those read: a row takes 2 us, a block 10 ms."""
 BUFFERS = 2
 
 
@@ -154,11 +154,29 @@ class SpilledStore(LocalStore):
                 done += count
 
     def pick(self, start: int, index: IntArray) -> Any:
-        """Rows ``start + index`` alone, read one by one."""
-        order = np.argsort(index, kind="stable")
-        parts = [self._read(start + int(row), start + int(row) + 1, None) for row in index[order]]
-        whole = sp.vstack(parts, format="csr") if self.sparse else np.concatenate(parts)
-        return whole[np.argsort(order, kind="stable")]
+        """Rows ``start + index`` alone, each read once."""
+        rows, place = np.unique(start + index, return_inverse=True)
+        if not self.sparse:
+            dense = np.empty((len(rows), self.shape[1]), dtype=self.dtype)
+            self._gather("features", rows * dense.strides[0], dense.strides[0], dense)
+            return dense[place]
+        first = self._pointers[rows]
+        counts = self._pointers[rows + 1] - first
+        pointers = np.append(0, np.cumsum(counts))
+        data, indices = np.empty(pointers[-1], dtype=self.dtype), np.empty(pointers[-1], dtype=np.int32)
+        for name, values in (("data", data), ("indices", indices)):
+            self._gather(name, first * values.itemsize, counts * values.itemsize, values)
+        return sp.csr_matrix((data, indices, pointers), shape=(len(rows), self.shape[1]), copy=False)[place]
+
+    def _gather(self, name: str, offsets: IntArray, sizes: Any, into: Any) -> None:
+        """Read so many bytes from each offset, one after the other into the memory of an array."""
+        view, done = memoryview(into).cast("B") if into.size else memoryview(b""), 0
+        with _failing(self._path), (self._path / name).open("rb", buffering=0) as file:
+            for offset, size in zip(offsets.tolist(), np.broadcast_to(sizes, offsets.shape).tolist(), strict=True):
+                file.seek(offset)
+                if file.readinto(view[done : done + size]) != size:
+                    raise OSError(f"{name} ends too early")
+                done += size
 
     def _buffered(self, number: int, turn: int) -> Any:
         if self._buffers[turn] is None:
@@ -262,6 +280,7 @@ class PickedBlock(RowBlock):
     def __init__(self, store: SpilledStore, number: int) -> None:
         super().__init__(None, store.intercept)
         self._store, self._bounds = store, store.bounds[number]
+        self._picked = 0
 
     @property
     def features(self) -> Any:
@@ -287,7 +306,8 @@ class PickedBlock(RowBlock):
 
     def take(self, index: IntArray) -> Any:
         """Rows at ``index``, as of any block."""
-        if self._features is None and FEW * len(index) < self.rows:
+        self._picked += len(index)  # a step takes many a few at a time
+        if self._features is None and FEW * self._picked < self.rows:
             return self._with_ones(self._store.pick(self._bounds[0], index))
         return super().take(index)
 

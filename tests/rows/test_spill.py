@@ -117,6 +117,27 @@ def test_reads_back_what_was_written(sparse: bool, small_blocks: None) -> None:
     assert not folder.exists()
 
 
+@pytest.mark.parametrize("sparse", [False, True])
+def test_many_rows_a_few_at_a_time(sparse: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Single rows are read alone while they are few, also where a step asks for them in many parts."""
+    dense = RNG.standard_normal((640, 4)) * (RNG.random((640, 4)) < 0.3)  # some rows hold nothing
+    spool = Spool()
+    spool.add(sp.csr_matrix(dense) if sparse else dense)
+    block = spill.PickedBlock(spool.store(True, 2**20), 0)
+    alone: list[int] = []
+    pick = spill.SpilledStore.pick
+
+    def watched(self: spill.SpilledStore, start: int, index: np.ndarray) -> Any:
+        alone.extend(index)
+        return pick(self, start, index)
+
+    monkeypatch.setattr(spill.SpilledStore, "pick", watched)
+    for index in np.split(RNG.integers(0, 640, 400), 50):
+        found = block.take(index)
+        assert np.array_equal(found.toarray() if sparse else found, np.column_stack([dense[index], np.ones(8)]))
+    assert 0 < len(alone) < 640 / spill.FEW
+
+
 def pair(_: RowBlock, values: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
     """What a step may leave: arrays in tuples, in either order."""
     turned = np.asfortranarray(np.outer(values, [1.0, 2.0]).astype(np.float32))
