@@ -9,6 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from mlflow_relabel_audit.problem import FloatArray, IntArray
+from mlflow_relabel_audit.rows import narrow
 
 PIECE_BYTES = 2**21
 """Dense bytes of one piece of a block: small enough to stay in cache while it is worked on."""
@@ -112,7 +113,7 @@ class RowBlock:
         pulled = self._transpose() @ residual if self.sparse else (residual.T @ self.features).T
         if not self.intercept:
             return np.asarray(pulled)
-        return np.concatenate([pulled, residual.sum(axis=0, keepdims=True)])
+        return np.concatenate([pulled, narrow.sums(residual)[None]])
 
     def _transpose(self) -> Any:
         if self._turned is None:
