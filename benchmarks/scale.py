@@ -5,7 +5,8 @@
     python -m benchmarks.scale dask --data DIR [--searched 16]
 
 Every measurement is a process of its own, so that its peak memory is its own. The estimate pass runs over all
-predictions asked for; the verified search over the first ``--searched`` of them, the rest would only take longer.
+predictions asked for; the verified search and the certificate over the first ``--searched`` of them, the rest would
+only take longer.
 """
 
 from __future__ import annotations
@@ -31,12 +32,13 @@ from sklearn.preprocessing import FunctionTransformer
 
 from benchmarks.sets import tabular
 from mlflow_relabel_audit import Auditor
+from mlflow_relabel_audit.analyses.robustness import bounded_below
 from mlflow_relabel_audit.flips.order.influence import estimate
 from mlflow_relabel_audit.flips.search.prefix import VerifiedSearch
 
 ROW_GROUP = 50_000
 L2 = 100.0
-STAGES = ("estimate", "estimate CPU", "search", "search CPU")
+STAGES = ("estimate", "estimate CPU", "search", "search CPU", "levels", "certificate", "certificate CPU")
 
 
 def alone(work: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
@@ -93,12 +95,17 @@ def audit(folder: Path, tests: int, searched: int, options: dict[str, Any], rows
     few = auditor.evaluation_rows(asked[:searched])
     args = (*args[:3], few, args[4])
     found = clock("search", lambda: [item for block in estimate(*args) for item in searcher.run(block)])
+    certified = clock("levels", lambda: auditor.certified)
+    orders = list(estimate(*args))
+    lower = clock("certificate", lambda: [k for _, part in bounded_below(certified, iter(orders)) for k in part])
     return {
         **seconds,
         "estimate ms each": 1e3 * seconds["estimate"] / len(asked),
         "search ms each": 1e3 * seconds["search"] / len(found),
+        "certificate ms each": 1e3 * seconds["certificate"] / len(found),
         "products each": searcher.cost.products / len(found),
         "k": [item.k for item in found],
+        "k_lower": [int(k) for k in lower],
         "verified": float(np.mean([item.status == "verified" for item in found])),
         "rows": auditor.rows.n,
         "columns": auditor.rows.p,
@@ -182,10 +189,21 @@ def point(folder: Path, rows: int) -> Path:
 
 
 def show(name: str, result: dict[str, Any]) -> None:
-    """One line, the k left out."""
-    told = {key: value for key, value in result.items() if key != "k"}
+    """One line, every prediction's k left out."""
+    told = {key: value for key, value in result.items() if not isinstance(value, list)}
     cells = [f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in told.items()]
     print(f"{name}: " + ", ".join(cells), flush=True)
+
+
+def alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two runs gave every prediction the same k and the same bound."""
+    return all(one[name] == other[name] for name in ("k", "k_lower"))
+
+
+def doubled(what: str, half: dict[str, Any], whole: dict[str, Any]) -> None:
+    """Print how much more twice as much takes."""
+    ratios = [f"{name} {whole[name] / half[name]:.2f}" for name in (*STAGES, "peak MiB")]
+    print(f"{what} doubled: {', '.join(ratios)}", flush=True)
 
 
 def flights(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -204,8 +222,9 @@ def flights(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         searched = options.searched if tests == options.tests else options.searched // 2
         results[name] = alone(audit, point(folder, rows), tests, searched, extra, rows)
         show(name, results[name])
-    same = results["in memory"]["k"] == results[f"on disk, {options.memory_limit}"]["k"]
-    print(f"k on disk as in memory: {same}")
+    doubled("rows", results["half the rows"], results["in memory"])
+    doubled("predictions", results["half the predictions"], results["in memory"])
+    print(f"k and k_lower on disk as in memory: {alike(results['in memory'], results[name])}")
     return results
 
 
@@ -221,6 +240,7 @@ def drawn(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         name = f"{rows:,} rows on disk, {options.memory_limit}"
         results[name] = alone(audit, point(folder, rows), options.tests, options.searched, extra, rows)
         show(name, results[name])
+    doubled("rows", *results.values())
     return results
 
 
@@ -245,7 +265,7 @@ def on_dask(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     base = results["in memory"]
     for name, found in results.items():
         ratios = [f"{stage} {found[stage] / base[stage]:.2f}" for stage in STAGES]
-        print(f"{name} over memory: {', '.join(ratios)}; same k: {found['k'] == base['k']}")
+        print(f"{name} over memory: {', '.join(ratios)}; same k and k_lower: {alike(found, base)}")
     return results
 
 

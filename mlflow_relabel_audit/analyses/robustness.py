@@ -154,7 +154,7 @@ def robustness(
     stopped = False
     estimates = estimate(rows, point, fitted.effect, evaluation, problem, first=done)
     wide = searcher.width if verify and not searcher.keeps else 1
-    for block, lower in _together(_certified(fitted, estimates), wide):
+    for block, lower in _together(bounded_below(fitted, estimates), wide):
         if deadline is not None and deadline():
             stopped = True
             break
@@ -176,8 +176,8 @@ def robustness(
     return RobustnessResult(table, sets, summarise(table), searcher.cost, stopped)
 
 
-def _certified(fitted: Fitted, blocks: Iterator[EstimateBlock]) -> Iterator[tuple[EstimateBlock, IntArray]]:
-    """Bound the flip sets of each block from below."""
+def bounded_below(fitted: Fitted, blocks: Iterator[EstimateBlock]) -> Iterator[tuple[EstimateBlock, IntArray]]:
+    """Yield each block with ``k_lower`` of its margins, shape (B,); all 1 without a certificate."""
     certificate = fitted.certificate
     for block in blocks:
         lower: IntArray = np.ones(len(block.orders), dtype=np.int64)
