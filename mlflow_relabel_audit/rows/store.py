@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import pairwise
+from itertools import pairwise, starmap
 from typing import Any, Protocol
 
 import numpy as np
+
+from mlflow_relabel_audit.rows.threads import at_once
 
 BLOCK_BYTES = 2**25
 """Dense bytes of a block of a table of usual size."""
@@ -155,11 +157,16 @@ def walk(
     calls: Iterable[Call],
     along: Sequence[Any],
     arguments: tuple[Any, ...],
+    threads: int = 1,
 ) -> Iterator[Any]:
-    """Run a step on block after block in this process."""
-    for number, own in calls:
-        start, stop = bounds[number]
-        yield step(blocks(number), *own, *(values[start:stop] for values in along), *arguments)
+    """Run a step on block after block in this process, or on several at once (see `threads`)."""
+
+    def placed() -> Iterator[tuple[Any, ...]]:
+        for number, own in calls:
+            start, stop = bounds[number]
+            yield blocks(number), *own, *(values[start:stop] for values in along), *arguments
+
+    return at_once(step, placed(), threads) if threads > 1 else starmap(step, placed())
 
 
 def fold(store: Store, step: Step, calls: Iterable[Call], along: Any, arguments: Any, join: Join) -> Any:
