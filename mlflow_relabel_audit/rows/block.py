@@ -13,6 +13,8 @@ from mlflow_relabel_audit.rows import narrow
 
 PIECE_BYTES = 2**21
 """Dense bytes of one piece of a block: small enough to stay in cache while it is worked on."""
+SPARSE_PIECE_BYTES = 2**22
+"""The same of sparse rows: calls take a larger share of what is done with so few entries, and hinder other threads."""
 KEPT_CUTS = 3
 """Lengths of pieces at which a sparse block's are kept; they are views, with pointers of their own."""
 
@@ -67,8 +69,10 @@ class RowBlock:
     def piece_length(self, columns: int = 64) -> int:
         """Rows per piece so that a piece, and ``columns`` values per row beside it, stay in cache."""
         features = self.features
-        stored = features.nnz // max(features.shape[0], 1) if self.sparse else features.shape[1]
-        return int(np.clip(PIECE_BYTES // max(8 * (stored + columns), 1), 64, 8192))
+        if not self.sparse:
+            return int(np.clip(PIECE_BYTES // (8 * max(features.shape[1] + columns, 1)), 64, 2**13))
+        stored = features.nnz // max(features.shape[0], 1)
+        return int(np.clip(SPARSE_PIECE_BYTES // (8 * max(stored + columns, 1)), 64, 2**14))
 
     def pieces(self, length: int | None = None, dtype: Any = np.float64) -> Iterator[tuple[slice, RowBlock]]:
         """Yield parts of the block in order, with where they are in it, as ``dtype`` (None: as they are kept).

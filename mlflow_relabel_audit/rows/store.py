@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import pairwise
+from itertools import pairwise, starmap
 from typing import Any, Protocol
 
 import numpy as np
+
+from mlflow_relabel_audit.rows.threads import at_once
 
 BLOCK_BYTES = 2**25
 """Dense bytes of a block of a table of usual size."""
@@ -199,11 +201,21 @@ class LocalStore:
         """One block."""
         raise NotImplementedError
 
+    def threads(self, step: Step) -> int:
+        """In how many threads a step is run."""
+        del step
+        return 1
+
     def map(self, step: Step, calls: Iterable[Call], along: Sequence[Any], arguments: tuple[Any, ...]) -> Iterator[Any]:
-        """Run the step on block after block."""
-        for number, own in calls:
-            start, stop = self.bounds[number]
-            yield step(self.block(number), *own, *(beside(values, number, start, stop) for values in along), *arguments)
+        """Run the step on block after block, or on several at once (see `threads`)."""
+
+        def placed() -> Iterator[tuple[Any, ...]]:
+            for number, own in calls:
+                start, stop = self.bounds[number]
+                yield self.block(number), *own, *(beside(values, number, start, stop) for values in along), *arguments
+
+        threads = self.threads(step)
+        return at_once(step, placed(), threads) if threads > 1 else starmap(step, placed())
 
     def reduce(
         self, step: Step, calls: Iterable[Call], along: Sequence[Any], arguments: tuple[Any, ...], join: Join
