@@ -60,9 +60,8 @@ class MemoryStore(LocalStore):
         return self._made[number]
 
     def threads(self, step: Step) -> int:
-        """One where BLAS threads the products of dense rows, for small tables and for single rows."""
+        """One for dense rows, whose products BLAS threads, for small tables and for single rows."""
         whole = round(self.shape[0] / max(self.bounds[0][1], 1))
-        alone = getattr(step, "picks_rows", False) or not self.sparse
-        if (alone and not getattr(step, "without_rows", False)) or self.nnz < LEAST_ENTRIES or whole == 1:
+        if not self.sparse or self.nnz < LEAST_ENTRIES or getattr(step, "picks_rows", False) or whole == 1:
             return 1
         return min(available(), whole)

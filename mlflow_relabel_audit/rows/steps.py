@@ -21,15 +21,9 @@ SPARSE_PICKED = 2**13
 
 
 def picks_rows(step: Step) -> Step:
-    """Mark a step that asks a block for single rows only, so that the others need not be read."""
+    """Mark a step that asks a block for single rows only, or for none, so that the others need not be read."""
     step.picks_rows = True  # type: ignore[attr-defined]
     return step
-
-
-def without_rows(step: Step) -> Step:
-    """Mark a step that asks a block for nothing, but works on what goes along with its rows."""
-    step.without_rows = True  # type: ignore[attr-defined]
-    return picks_rows(step)
 
 
 def margins(block: RowBlock, out: FloatArray, theta: FloatArray) -> None:

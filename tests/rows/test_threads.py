@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 
 from mlflow_relabel_audit import Auditor
 from mlflow_relabel_audit.rows import Rows, memory, store, threads
-from mlflow_relabel_audit.rows.steps import picks_rows, without_rows
+from mlflow_relabel_audit.rows.steps import picks_rows
 from mlflow_relabel_audit.rows.threads import at_once
 
 RNG = np.random.default_rng(11)
@@ -53,11 +53,6 @@ def thread_of_picks(block: Any, index: Any) -> str:
     return threading.current_thread().name
 
 
-@without_rows
-def thread_of_none(block: Any, *_: Any) -> str:
-    return threading.current_thread().name
-
-
 def names(some: Rows) -> set[str]:
     return {name.rsplit("_", 1)[0] for name in some.blocks(thread_of)}
 
@@ -79,13 +74,6 @@ def test_dense_rows_are_left_to_blas(three: None, monkeypatch: pytest.MonkeyPatc
     dense = rows(FEATURES.toarray())
     assert len(dense.store.bounds) > 3
     assert names(dense) == {"MainThread"}
-
-
-def test_what_asks_for_no_rows_is_not_for_blas(three: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "BLOCK_BYTES", 8 * 30 * 128)
-    for features in (FEATURES.toarray(), FEATURES):
-        found = set(rows(features).blocks(thread_of_none))
-        assert {name.rsplit("_", 1)[0] for name in found} == {"MainThread", "rows"}
 
 
 def test_small_tables_stay_in_one(three: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from mlflow_relabel_audit.flips.certificate.localisation import ROUNDING, LevelBound, RowState
 from mlflow_relabel_audit.likelihood import FloatArray, IntArray
 from mlflow_relabel_audit.rows import Kept, RowBlock, Rows
-from mlflow_relabel_audit.rows.steps import without_rows
+from mlflow_relabel_audit.rows.steps import picks_rows
 
 FINE = 5
 """Bits of a float64's fraction that tell ranges of w_j apart."""
@@ -245,12 +245,12 @@ class Prospects:
 # what is asked of a block
 
 
-@without_rows
+@picks_rows
 def _terms(_: RowBlock, *values: FloatArray) -> RowTerms:
     return RowTerms(*values)
 
 
-@without_rows
+@picks_rows
 def _level(
     _: RowBlock, low: FloatArray, high: FloatArray, change: FloatArray, charge: FloatArray, *load: FloatArray
 ) -> LevelRows:
@@ -285,7 +285,7 @@ def _largest(values: FloatArray, k: int, floor: float = -np.inf) -> IntArray:
     return inside[np.argsort(-values[inside], kind="stable")[:k]]
 
 
-@without_rows
+@picks_rows
 def _lead(
     _: RowBlock, start: int, count: int, terms: RowTerms, response: FloatArray, level: LevelRows, asked: Asked, k: int
 ) -> tuple[FloatArray, FloatArray]:
@@ -306,7 +306,7 @@ def _lead(
     return found, ceiling
 
 
-@without_rows
+@picks_rows
 def _survey(
     _: RowBlock, start: int, count: int, terms: RowTerms, response: FloatArray, *given: Any
 ) -> tuple[FloatArray, FloatArray]:
@@ -337,7 +337,7 @@ def _survey(
     return sums, found
 
 
-@without_rows
+@picks_rows
 def _moves(
     _: RowBlock, start: int, count: int, terms: RowTerms, response: FloatArray, *given: Any
 ) -> tuple[FloatArray]:
