@@ -324,8 +324,9 @@ def _failing(futures: Collection[Any] = ()) -> Iterator[None]:
             "have this package in the same version"
         ) from error
     except BaseException:
-        if futures:
-            next(iter(futures)).client.cancel(list(futures))
+        # Not Client.cancel: the scheduler drops a client that cancels a task on which others, not its own, depend.
+        for future in futures:
+            future.release()
         raise
 
 

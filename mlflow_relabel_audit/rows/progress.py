@@ -39,7 +39,7 @@ class Telling:
     ) -> None:
         self._progress, self.total, self._stage = progress, total, stage
         self._from = time.monotonic() + (LASTING if lasting is None else lasting)
-        self._told = False
+        self._told: int | None = None
 
     @property
     def silence(self) -> float:
@@ -50,11 +50,11 @@ class Telling:
         """Say that so many are done, where it has lasted long enough."""
         if self._progress is not None and not self.silence:
             self._progress(done, self.total, self._stage)
-            self._told = True
+            self._told = done
 
     def end(self) -> None:
-        """Say that all are done, where anything was said."""
-        if self._progress is not None and self._told:
+        """Say that all are done, where anything else was said."""
+        if self._progress is not None and self._told not in (None, self.total):
             self._progress(self.total, self.total, self._stage)
 
 
