@@ -36,6 +36,8 @@ FAN_IN = 16
 """Parts whose results are joined by one task; those of no more than so many are joined by this process."""
 SENT_BYTES = 2**21
 """Coefficients that go out with every part's task, of all parts together; larger ones are a task of their own."""
+UNINTERRUPTED = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+"""What workers on this machine run first: a terminal's Ctrl-C reaches them too, and is this process's to answer."""
 
 Transform = Callable[[Any], Any]
 
@@ -120,10 +122,10 @@ class ClusterStore:
         telling.tell(0)
         with _failing(tasks):
             for done, task in enumerate(as_completed(list(tasks), loop=self.client.loop), 1):
-                tasks.remove(task)  # rows that went on into a part elsewhere are not held where they were read
                 if task.status != "finished":
                     return
                 telling.tell(done)
+                tasks.remove(task)  # rows that went on into a part elsewhere are not held where they were read
         telling.end()
 
     # -- steps -----------------------------------------------------------------------------------------------
@@ -262,7 +264,9 @@ def connect(address: Any) -> Any:
         return address
     try:
         if address == "local":
-            client: Any = distributed.Client(processes=True, threads_per_worker=1, dashboard_address=None)
+            client: Any = distributed.Client(
+                processes=True, threads_per_worker=1, dashboard_address=None, preload=[UNINTERRUPTED]
+            )
         else:
             client = distributed.Client(address, timeout=PATIENCE)
         client.wait_for_workers(1, timeout=PATIENCE)
