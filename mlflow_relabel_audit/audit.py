@@ -149,7 +149,7 @@ def audit(
     tracking_uri : str, optional
         By default MLflow's own.
     progress : callable, optional
-        ``progress(done, total, stage)``.
+        ``progress(done, total, stage)``, see `Auditor` and `Auditor.robustness`.
     memory_limit, dask : optional
         Where training rows are kept and worked on, see `Auditor`; Parquet files are then read a part at a time.
     row_sets : mapping of name to path or URI, optional
@@ -173,7 +173,9 @@ def audit(
     with _workspace(output_dir) as (folder, target_dir):
         store = Store.connect(tracking_uri)
         resolved = tracking.resolve(store, run_id=run_id, model_uri=model_uri, model_name=model_name)
-        subject = tracking.prepare(store, resolved, options, folder, threshold, target_dir, memory_limit, dask)
+        subject = tracking.prepare(
+            store, resolved, options, folder, threshold, target_dir, memory_limit, dask, progress
+        )
         subject = subject.sampled(max_predictions)
         named = read_row_sets(store, row_sets or {}, subject.training, folder / "sets")
         claim, refused = None, None

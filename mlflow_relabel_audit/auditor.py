@@ -20,13 +20,7 @@ from mlflow_relabel_audit.analyses.decision import answer
 from mlflow_relabel_audit.analyses.flip_table import FlipTable
 from mlflow_relabel_audit.analyses.noise.audit import NoiseResult, noise_audit
 from mlflow_relabel_audit.analyses.noise.correction import Correction, correction, not_measured
-from mlflow_relabel_audit.analyses.robustness import (
-    Fitted,
-    Progress,
-    RobustnessResult,
-    Search,
-    robustness,
-)
+from mlflow_relabel_audit.analyses.robustness import Fitted, RobustnessResult, Search, robustness
 from mlflow_relabel_audit.curvature import Curvature, Stationarity, save_hessian
 from mlflow_relabel_audit.curvature.reuse import Stored, fingerprint, stationary_point
 from mlflow_relabel_audit.errors import RequestError
@@ -35,7 +29,7 @@ from mlflow_relabel_audit.flips.rankings import Ranking, direction_norms, rank
 from mlflow_relabel_audit.flips.relabelling import RelabelEffect
 from mlflow_relabel_audit.flips.removal.sets import removal_frame, removal_sets
 from mlflow_relabel_audit.problem import FloatArray, read_problem, supervised_steps, unwrap
-from mlflow_relabel_audit.rows import Rows
+from mlflow_relabel_audit.rows import Progress, Rows
 
 
 class Auditor:
@@ -66,6 +60,9 @@ class Auditor:
     dask : str or distributed.Client, optional
         ``"tcp://host:port"`` of a scheduler, or ``"local"``: its workers then read, transform and keep the training
         rows, and every pass over them runs there. Results are the same. Needs the extra ``dask``.
+    progress : callable, optional
+        ``progress(done, total, stage)``, told while rows are read in parts (stage ``"reading rows"``), and of every
+        pass over them that takes longer than a second (stage ``"rows"``; it ends with ``done == total``).
 
     Raises
     ------
@@ -104,6 +101,7 @@ class Auditor:
         hessian: Stored | None = None,
         memory_limit: int | str | None = None,
         dask: Any = None,
+        progress: Progress | None = None,
     ) -> None:
         self.problem = read_problem(estimator, threshold=threshold)
         _, self._transformer = unwrap(estimator)
@@ -115,7 +113,9 @@ class Auditor:
                 stacklevel=2,
             )
         limit = None if memory_limit is None else inputs.byte_size(memory_limit)
-        self.rows = inputs.training_rows(self.problem, self._transformer, X_train, y_train, sample_weight, limit, dask)
+        self.rows = inputs.training_rows(
+            self.problem, self._transformer, X_train, y_train, sample_weight, limit, dask, progress
+        )
         self.row_ids = inputs.row_ids(row_ids, self.rows.n, "training rows")
         self.point, self.hessian_cached = stationary_point(self.problem, self.rows, hessian, curvature)
 
@@ -214,7 +214,7 @@ class Auditor:
         row_ids : sequence of length T, optional
             positions by default.
         progress : callable, optional
-            ``progress(done, total, stage)``.
+            ``progress(done, total, stage)``, told of the flip sets; it takes the place of the constructor's meanwhile.
         deadline : callable, optional
             returns True once the time allowed is over.
         checkpoint : Path, optional
@@ -230,21 +230,22 @@ class Auditor:
         labels = None if y_eval is None else inputs.evaluation_labels(self.problem, y_eval, evaluation.n)
         if certify not in (True, False, "gram"):
             raise RequestError(f"certify: got {certify!r}; pass True, False or 'gram'")
-        certified = self.certified_by_gram if certify == "gram" else self.certified if certify else self.fitted
         ids = inputs.row_ids(row_ids, evaluation.n, "evaluation rows")
         asked = (verify, search, certify, ids, labels)
-        kept = None if checkpoint is None else Checkpoint(checkpoint, self._question(evaluation, *asked))
-        found = robustness(
-            certified,
-            evaluation,
-            labels,
-            row_ids=ids,
-            verify=verify,
-            search=search,
-            progress=progress,
-            deadline=deadline,
-            checkpoint=kept,
-        )
+        with self.rows.telling(progress) as told, evaluation.telling(told):
+            certified = self.certified_by_gram if certify == "gram" else self.certified if certify else self.fitted
+            kept = None if checkpoint is None else Checkpoint(checkpoint, self._question(evaluation, *asked))
+            found = robustness(
+                certified,
+                evaluation,
+                labels,
+                row_ids=ids,
+                verify=verify,
+                search=search,
+                progress=told,
+                deadline=deadline,
+                checkpoint=kept,
+            )
         found.sets.keep(move=not found.stopped)
         if kept is not None and not found.stopped:
             kept.drop()

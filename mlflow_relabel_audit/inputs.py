@@ -14,7 +14,17 @@ import sklearn
 
 from mlflow_relabel_audit.errors import RequestError, UnsupportedModelError
 from mlflow_relabel_audit.problem import FloatArray, Problem, as_matrix
-from mlflow_relabel_audit.rows import ClusterStore, MemoryStore, ParquetSource, PassingStore, Rows, Spool
+from mlflow_relabel_audit.rows import (
+    READING,
+    ClusterStore,
+    MemoryStore,
+    ParquetSource,
+    PassingStore,
+    Progress,
+    Rows,
+    Spool,
+    Telling,
+)
 from mlflow_relabel_audit.rows.store import places
 
 CHUNK_ROWS = 2**16
@@ -31,10 +41,12 @@ def training_rows(
     sample_weight: Any,
     memory_limit: int | None = None,
     dask: Any = None,
+    progress: Progress | None = None,
 ) -> Rows:
     """Training rows through the transformer steps, with their labels and weights.
 
     With a memory limit they are transformed part by part and kept on disk; with Dask, by its workers and there.
+    ``progress`` is told of that, and afterwards of passes that last.
 
     Raises
     ------
@@ -51,15 +63,20 @@ def training_rows(
     if dask is not None:
         source, head = _source(X)
         transform = partial(_transform, transformer)
-        kept = ClusterStore(dask, source, transform, transform(head), problem.intercept)
+        kept = ClusterStore(dask, source, transform, transform(head), problem.intercept, progress)
     elif memory_limit is None:
         kept = MemoryStore(_transform(transformer, whole(X)), problem.intercept)
     else:
-        spool = Spool()
+        spool, telling, done = Spool(), Telling(progress, len(labels), READING, lasting=0.0), 0
+        telling.tell(done)
         for chunk in chunks(X, memory_limit, expected):
             features = _transform(transformer, chunk)
             spool.add(features)
+            done += features.shape[0]
+            telling.tell(done)
+        telling.end()
         kept = spool.store(problem.intercept, memory_limit)
+    kept.progress = progress
     n, width = kept.shape
     if width != expected:
         raise RequestError(f"training rows: got {width} features; the model has {expected} coefficients")

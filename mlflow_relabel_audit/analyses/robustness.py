@@ -23,9 +23,8 @@ from mlflow_relabel_audit.flips.search.closest import estimated_closest, least_b
 from mlflow_relabel_audit.flips.search.flip_set import UNVERIFIED, VERIFIED, FlipSet
 from mlflow_relabel_audit.flips.search.prefix import SearchCost, VerifiedSearch
 from mlflow_relabel_audit.problem import FloatArray, IntArray, Problem
-from mlflow_relabel_audit.rows import Rows
+from mlflow_relabel_audit.rows import Progress, Rows
 
-Progress = Callable[[int, int, str], None]
 Search = Literal["prefix", "adaptive"]
 
 FLIPS_TO = "flips_to"
@@ -148,6 +147,8 @@ def robustness(
         if progress is not None:
             progress(done, evaluation.n, "flip sets")
 
+    if evaluation.n:
+        report(0)
     for part in [] if checkpoint is None else checkpoint.finished(sets):
         predictions.append(part)
         report(len(part))

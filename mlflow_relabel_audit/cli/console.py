@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int, str], None]
 """``progress(done, total, stage)``, as the analyses call it."""
+ROOM = 44
+"""Columns of a line that are not the bar's: the stage, percent, time left, a pass."""
+SHOW_CURSOR = "" if os.name == "nt" else "\033[?25h"
+"""What click, which hides it while a bar is drawn, writes with a bar's last newline."""
 
 
 def say_error(error: Exception) -> None:
@@ -67,7 +72,9 @@ def progress_bar(stream: TextIO | None = None) -> Iterator[Progress | None]:
     if not stream.isatty():
         yield None
         return
-    bars = _Bars(stream)
+    from mlflow_relabel_audit.rows.progress import PASS  # here, so that --help needs no numbers
+
+    bars = _Bars(stream, passing=PASS)
     try:
         yield bars
     finally:
@@ -75,22 +82,50 @@ def progress_bar(stream: TextIO | None = None) -> Iterator[Progress | None]:
 
 
 class _Bars:
-    """One click progress bar after the other, a new one when the stage changes."""
+    """One click progress bar after the other, a new one when the stage changes.
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    Passes over the rows come by the hundred: one is shown while it lasts, at the end of the line of a stage that is
+    not done, else as a bar that is wiped away.
+    """
+
+    def __init__(self, stream: TextIO, passing: str) -> None:
+        self._stream, self._passing = stream, passing
         self._stage = ""
         self._bar: ProgressBar[Any] | None = None
 
     def __call__(self, done: int, total: int, stage: str) -> None:
+        passing, over = stage == self._passing, done >= total
+        if self._bar is not None and passing and self._stage != stage and not self._bar.finished:
+            self._bar.current_item = None if over else f"{stage} {100 * done // total}%"
+            self._bar.render_progress()
+            return
         if self._bar is None or stage != self._stage:
             self.close()
-            self._stage = stage
-            self._bar = click.progressbar(length=max(total, 1), label=stage, file=self._stream)
-            self._bar.render_progress()
+            self._stage, self._bar = stage, self._begin(total, stage)
+        self._bar.current_item = None
         self._bar.update(done - self._bar.pos)
+        if passing and over:
+            self.close()
+
+    def _begin(self, total: int, stage: str) -> ProgressBar[Any]:
+        width = min(36, shutil.get_terminal_size().columns - ROOM)
+        bar: ProgressBar[Any] = click.progressbar(
+            length=max(total, 1), label=stage, file=self._stream, width=max(width, 8), item_show_func=_beside
+        )
+        bar.render_progress()
+        return bar
 
     def close(self) -> None:
-        if self._bar is not None:
+        """End the line of the bar that is shown; of a pass nothing is left."""
+        if self._bar is None:
+            return
+        if self._stage == self._passing:
+            self._stream.write(f"\r{' ' * (self._bar.max_width or 0)}\r{SHOW_CURSOR}")
+            self._stream.flush()
+        else:
             self._bar.render_finish()
-            self._bar = None
+        self._bar = None
+
+
+def _beside(item: str | None) -> str | None:
+    return item

@@ -11,11 +11,13 @@ from mlflow_relabel_audit.rows.joined import JoinedStore, joined
 from mlflow_relabel_audit.rows.memory import MemoryStore
 from mlflow_relabel_audit.rows.parquet import ParquetSource
 from mlflow_relabel_audit.rows.passing import PassingStore
+from mlflow_relabel_audit.rows.progress import READING, Progress, Telling
 from mlflow_relabel_audit.rows.rows import Rows
 from mlflow_relabel_audit.rows.spill import Spool
 from mlflow_relabel_audit.rows.store import Join, Kept, Step
 
 __all__ = [
+    "READING",
     "ClusterStore",
     "Join",
     "JoinedStore",
@@ -23,9 +25,11 @@ __all__ = [
     "MemoryStore",
     "ParquetSource",
     "PassingStore",
+    "Progress",
     "RowBlock",
     "Rows",
     "Spool",
     "Step",
+    "Telling",
     "joined",
 ]

@@ -11,8 +11,8 @@ import uuid
 import weakref
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from mlflow_relabel_audit.errors import RelabelAuditError, RequestError, StoreEr
 from mlflow_relabel_audit.rows.allocation import keep_freed_memory
 from mlflow_relabel_audit.rows.block import RowBlock, settled
 from mlflow_relabel_audit.rows.memory import as_features
+from mlflow_relabel_audit.rows.progress import READING, Progress, Telling
 from mlflow_relabel_audit.rows.shelf import SHELF_BYTES
 from mlflow_relabel_audit.rows.store import Call, Fold, Join, Kept, Step, block_bounds, joined_nodes, places, runs
 
@@ -35,6 +36,8 @@ FAN_IN = 16
 """Parts whose results are joined by one task; those of no more than so many are joined by this process."""
 SENT_BYTES = 2**21
 """Coefficients that go out with every part's task, of all parts together; larger ones are a task of their own."""
+UNINTERRUPTED = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+"""What workers on this machine run first: a terminal's Ctrl-C reaches them too, and is this process's to answer."""
 
 Transform = Callable[[Any], Any]
 
@@ -53,6 +56,8 @@ class ClusterStore:
     features, sparse, dtype
         what the transform gives.
     intercept : bool
+    progress : callable, optional
+        told of the tasks that read the rows, for which the constructor then waits, and of passes that last.
 
     Raises
     ------
@@ -63,10 +68,18 @@ class ClusterStore:
     local = False
     room: int | None = None
 
-    def __init__(self, client: Any, source: Any, transform: Transform, like: Any, intercept: bool) -> None:
+    def __init__(
+        self,
+        client: Any,
+        source: Any,
+        transform: Transform,
+        like: Any,
+        intercept: bool,
+        progress: Progress | None = None,
+    ) -> None:
         self.client = connect(client)
         sample = as_features(like)
-        self.intercept = intercept
+        self.intercept, self.progress = intercept, progress
         self.sparse, self.dtype = bool(sp.issparse(sample)), sample.dtype
         n = len(source) if hasattr(source, "read") else source.shape[0]
         self.shape: tuple[int, int] = (n, sample.shape[1])
@@ -77,23 +90,43 @@ class ClusterStore:
         self._runs = runs(len(self.bounds), PARTS * threads)
         self._ends = [run.stop for run in self._runs]
         with _failing():
-            self._parts = self._load(source, transform)
+            self._parts, reading = self._load(source, transform)
+        if progress is not None:
+            self._tell_reading(reading)
+        reading.clear()  # what was read is held by its part alone
         self.nnz = n * sample.shape[1]
         if self.sparse:
             self.nnz = int(sum(self.map(_stored, ((i, ()) for i in range(len(self.bounds))), (), ())))
 
-    def _load(self, source: Any, transform: Transform) -> list[Any]:
+    def _load(self, source: Any, transform: Transform) -> tuple[list[Any], set[Any]]:
         submit = self.client.submit
-        blocks = []
+        reading, blocks = set(), []
         if not hasattr(source, "read"):
             for start, stop in self.bounds:
                 some = places(source)[start:stop]
                 blocks.append(submit(_made, transform, some, self.shape[1], start, self.intercept, pure=False))
+            reading.update(blocks)
         else:
             for span in source.spans(self.bounds):  # blocks of one row group are read together
                 read = submit(_read, source, transform, span, self.shape[1], self.intercept, pure=False)
+                reading.add(read)
                 blocks += [submit(_item, read, number, pure=False) for number in range(len(span))]
-        return [submit(_same, [blocks[number] for number in run], key=_key("rows")) for run in self._runs]
+        parts = [submit(_same, [blocks[number] for number in run], key=_key("rows")) for run in self._runs]
+        return parts, reading.union(parts)
+
+    def _tell_reading(self, tasks: set[Any]) -> None:
+        """Tell how many of the tasks that read the rows are done; what fails is raised by the first pass."""
+        from distributed import as_completed
+
+        telling = Telling(self.progress, len(tasks), READING, lasting=0.0)
+        telling.tell(0)
+        with _failing(tasks):
+            for done, task in enumerate(as_completed(list(tasks), loop=self.client.loop), 1):
+                if task.status != "finished":
+                    return
+                telling.tell(done)
+                tasks.remove(task)  # rows that went on into a part elsewhere are not held where they were read
+        telling.end()
 
     # -- steps -----------------------------------------------------------------------------------------------
 
@@ -103,12 +136,14 @@ class ClusterStore:
         at_once = (
             len(futures) if getattr(step, "picks_rows", False) else 1
         )  # single rows are few, and a trip costs 5 ms
+        telling = Telling(self.progress, len(futures))
         with _failing(futures):
             while futures:
-                found = self.client.gather(futures[:at_once])
+                found = self._bring(futures[:at_once], futures, telling)
                 del futures[:at_once]
                 for part in found:
                     yield from part
+        telling.end()
 
     def reduce(
         self, step: Step, calls: Iterable[Call], along: Sequence[Any], arguments: tuple[Any, ...], join: Join
@@ -125,7 +160,9 @@ class ClusterStore:
                     several = [future for _, future in group]
                     level.append((run, self.client.submit(_joined, several, run, join, key=_key("join"))))
                 futures += [future for _, future in level]
-            found = self.client.gather([future for _, future in level])
+            telling = Telling(self.progress, len(futures))
+            found = self._bring([future for _, future in level], futures, telling)
+        telling.end()
         folding = Fold(join)
         for number, partial in (item for part in found for item in part):
             folding.add(number, partial)
@@ -134,6 +171,32 @@ class ClusterStore:
     def keep(self, step: Step, calls: Iterable[Call], along: Sequence[Any], arguments: tuple[Any, ...]) -> Kept:
         """Run the step where each block is, and leave the results there; made again, by Dask, where they are lost."""
         return Kept([future for _, future in self._submit(step, calls, along, arguments, None)])
+
+    def _bring(self, wanted: Sequence[Any], asked: Sequence[Any], telling: Telling) -> list[Any]:
+        """Results of some of a pass's tasks; once it lasts, how many of all that are asked are done is told."""
+        from distributed import TimeoutError as LateError
+
+        if telling.silence:
+            with suppress(LateError):
+                return list(self.client.sync(_gathered, self.client, wanted, telling.silence))
+        self._watch(wanted, asked, telling)
+        return list(self.client.gather(wanted))
+
+    def _watch(self, wanted: Sequence[Any], asked: Sequence[Any], telling: Telling) -> None:
+        """Wait for some tasks of a pass that lasts, or for one that fails; tell how many of it are done.
+
+        The client is told by the scheduler, and asked here. `distributed.progress` listens to the scheduler too, but
+        prints its bar itself, to the standard output and from another thread, and for each pass anew.
+        """
+        from distributed import as_completed
+
+        while True:
+            pending = [future for future in asked if not future.done()]
+            telling.tell(telling.total - len(pending))
+            failed = any(future.status not in ("pending", "finished") for future in asked)
+            if failed or all(future.done() for future in wanted):
+                return
+            next(as_completed(pending[:FAN_IN], loop=self.client.loop))
 
     def _submit(
         self, step: Step, calls: Iterable[Call], along: Sequence[Any], arguments: tuple[Any, ...], join: Join | None
@@ -201,7 +264,9 @@ def connect(address: Any) -> Any:
         return address
     try:
         if address == "local":
-            client: Any = distributed.Client(processes=True, threads_per_worker=1, dashboard_address=None)
+            client: Any = distributed.Client(
+                processes=True, threads_per_worker=1, dashboard_address=None, preload=[UNINTERRUPTED]
+            )
         else:
             client = distributed.Client(address, timeout=PATIENCE)
         client.wait_for_workers(1, timeout=PATIENCE)
@@ -215,6 +280,21 @@ def connect(address: Any) -> Any:
     return client
 
 
+async def _gathered(client: Any, futures: Sequence[Any], timeout: float) -> Any:
+    """Results of futures that are all done within some seconds, in one trip to the client's event loop.
+
+    Raises
+    ------
+    TimeoutError
+        They are not.
+    """
+    from distributed import wait
+
+    with client.as_current():
+        await wait(futures, timeout=timeout)
+    return await client.gather(futures)
+
+
 def _key(name: str) -> str:
     """A task's name of its own; the dashboard shows what is before the dash."""
     return f"{name}-{uuid.uuid4().hex}"
@@ -226,7 +306,7 @@ def _close(client: Any) -> None:
 
 
 @contextmanager
-def _failing(futures: Sequence[Any] = ()) -> Iterator[None]:
+def _failing(futures: Collection[Any] = ()) -> Iterator[None]:
     """Name what went wrong on the cluster; what was asked there is not gone on with."""
     from distributed import CancelledError, KilledWorker
 
@@ -248,8 +328,9 @@ def _failing(futures: Sequence[Any] = ()) -> Iterator[None]:
             "have this package in the same version"
         ) from error
     except BaseException:
+        # Not Client.cancel: the scheduler drops a client that cancels a task on which others, not its own, depend.
         for future in futures:
-            future.cancel()
+            future.release()
         raise
 
 
@@ -272,6 +353,7 @@ def _run(
     arguments = tuple(map(settled, arguments))
     results = []
     for number, own in asked:
+        _go_on()
         place = number - run.start
         within = slice(ends[place] - lengths[place], ends[place])
         along = (values[place] if isinstance(values, list) else settled(values[within]) for values in beside)
@@ -279,6 +361,22 @@ def _run(
     if join is None:
         return results
     return joined_nodes([(number, result) for (number, _), result in zip(asked, results, strict=True)], run, join)
+
+
+def _go_on() -> None:
+    """End a task that is no longer asked for: Dask ends none that has begun, and a part has many blocks.
+
+    Raises
+    ------
+    distributed.Reschedule
+        It was cancelled. Should the scheduler want it again meanwhile, it runs again.
+    """
+    from distributed import Reschedule, get_worker
+
+    worker = get_worker()
+    task = worker.state.tasks.get(worker.get_current_task())
+    if task is None or task.state == "cancelled":
+        raise Reschedule
 
 
 def _joined(parts: list[list[tuple[int, tuple[Any, ...]]]], run: range, join: Join) -> list[tuple[int, Any]]:
@@ -300,7 +398,11 @@ def _read(
 ) -> list[RowBlock]:
     first, last = span[0][0], span[-1][1]
     rows = places(source.read(first, last))
-    return [_made(transform, rows[start - first : stop - first], width, start, intercept) for start, stop in span]
+    blocks = []
+    for start, stop in span:
+        _go_on()
+        blocks.append(_made(transform, rows[start - first : stop - first], width, start, intercept))
+    return blocks
 
 
 def _item(blocks: list[RowBlock], number: int) -> RowBlock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from mlflow_relabel_audit.rows import steps
 from mlflow_relabel_audit.rows.block import RowBlock
 from mlflow_relabel_audit.rows.memory import MemoryStore
 from mlflow_relabel_audit.rows.picked import Picks
+from mlflow_relabel_audit.rows.progress import Progress
 from mlflow_relabel_audit.rows.store import Call, Fold, Join, Kept, Step, Store
 
 Each = Callable[[int, int], tuple[Any, ...] | None]
@@ -99,6 +101,16 @@ class Rows:
     def nnz(self) -> int:
         """Stored entries of the design matrix, ones excluded."""
         return self.store.nnz
+
+    @contextmanager
+    def telling(self, progress: Progress | None) -> Iterator[Progress | None]:
+        """Tell ``progress`` of passes that last, for None whoever is told already; yields who is told."""
+        before = self.store.progress
+        self.store.progress = progress or before
+        try:
+            yield self.store.progress
+        finally:
+            self.store.progress = before
 
     # -- the two ways in which all rows are asked ------------------------------------------------------------
 

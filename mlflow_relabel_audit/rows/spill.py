@@ -26,6 +26,7 @@ from mlflow_relabel_audit.errors import RequestError, StoreError
 from mlflow_relabel_audit.problem import IntArray
 from mlflow_relabel_audit.rows.block import RowBlock
 from mlflow_relabel_audit.rows.memory import as_features
+from mlflow_relabel_audit.rows.progress import told
 from mlflow_relabel_audit.rows.store import Call, Kept, LocalStore, Step, beside, block_bounds
 
 FEW = 16
@@ -212,6 +213,7 @@ class SpilledStore(LocalStore):
 
     def map(self, step: Step, calls: Iterable[Call], along: Sequence[Any], arguments: tuple[Any, ...]) -> Iterator[Any]:
         """Run the step on block after block."""
+        calls = told(calls, self.progress, len(self.bounds))
         for number, own, block in self._blocks(calls, step):
             start, stop = self.bounds[number]
             yield step(block, *own, *(beside(values, number, start, stop) for values in along), *arguments)

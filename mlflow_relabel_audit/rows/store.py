@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mlflow_relabel_audit.rows.progress import Progress, told
 from mlflow_relabel_audit.rows.threads import at_once
 
 BLOCK_BYTES = 2**25
@@ -85,6 +86,8 @@ class Store(Protocol):
         bytes that may be held beside the blocks; None where nothing was said.
     beside : int
         bytes that the processes which hold the blocks keep on their shelves; 0 where that is this one.
+    progress : callable or None
+        told of passes that last, see `progress.PASS`; whoever has one sets it.
     """
 
     bounds: Sequence[tuple[int, int]]
@@ -95,6 +98,7 @@ class Store(Protocol):
     local: bool
     room: int | None
     beside: int
+    progress: Progress | None
 
     def map(self, step: Step, calls: Iterable[Call], along: Sequence[Any], arguments: tuple[Any, ...]) -> Iterator[Any]:
         """Run ``step(block, *own, *slices of along, *arguments)`` for each (block number, own); yield in order."""
@@ -195,6 +199,7 @@ class LocalStore:
     local = True
     beside = 0
     room: int | None = None
+    progress: Progress | None = None
     bounds: Sequence[tuple[int, int]]
 
     def block(self, number: int) -> Any:
@@ -210,7 +215,7 @@ class LocalStore:
         """Run the step on block after block, or on several at once (see `threads`)."""
 
         def placed() -> Iterator[tuple[Any, ...]]:
-            for number, own in calls:
+            for number, own in told(calls, self.progress, len(self.bounds)):
                 start, stop = self.bounds[number]
                 yield self.block(number), *own, *(beside(values, number, start, stop) for values in along), *arguments
 

@@ -15,6 +15,7 @@ import numpy as np
 from mlflow_relabel_audit.auditor import Auditor
 from mlflow_relabel_audit.curvature.stationary import WARN_GAP
 from mlflow_relabel_audit.errors import RequestError
+from mlflow_relabel_audit.rows import Progress
 from mlflow_relabel_audit.tracking.columns import TableRows
 from mlflow_relabel_audit.tracking.credentials import redact
 from mlflow_relabel_audit.tracking.data import read_evaluation, read_training
@@ -94,6 +95,7 @@ def prepare(
     output_dir: Path | None,
     memory_limit: int | str | None = None,
     dask: str | None = None,
+    progress: Progress | None = None,
 ) -> Subject:
     """Load the model, read the rows, prove that they belong together, factor or fetch the Hessian."""
     for name in ("model", "rows", "earlier", "files"):
@@ -118,6 +120,7 @@ def prepare(
             hessian=earlier,
             memory_limit=memory_limit,
             dask=dask,
+            progress=progress,
         )
     said = [*model.messages, *training.messages, *evaluation.messages, *caught]
     if auditor.hessian_cached:
