@@ -171,7 +171,7 @@ class SpilledStore(LocalStore):
 
     def _gather(self, name: str, offsets: IntArray, sizes: Any, into: Any) -> None:
         """Read so many bytes from each offset, one after the other into the memory of an array."""
-        view, done = memoryview(into).cast("B") if into.size else memoryview(b""), 0
+        view, done = memoryview(into).cast("B") if into.size else memoryview(bytearray()), 0
         with _failing(self._path), (self._path / name).open("rb", buffering=0) as file:
             for offset, size in zip(offsets.tolist(), np.broadcast_to(sizes, offsets.shape).tolist(), strict=True):
                 file.seek(offset)
