@@ -147,11 +147,11 @@ def robustness(
         if progress is not None:
             progress(done, evaluation.n, "flip sets")
 
-    if evaluation.n:
-        report(0)
     for part in [] if checkpoint is None else checkpoint.finished(sets):
         predictions.append(part)
         report(len(part))
+    if evaluation.n and not done:
+        report(0)
     stopped = False
     estimates = estimate(rows, point, fitted.effect, evaluation, problem, first=done)
     wide = searcher.width if verify and not searcher.keeps else 1
