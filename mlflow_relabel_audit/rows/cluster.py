@@ -12,7 +12,7 @@ import weakref
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -89,7 +89,7 @@ class ClusterStore:
         self.beside = SHELF_BYTES * len(self.client.nthreads())
         self._runs = runs(len(self.bounds), PARTS * threads)
         self._ends = [run.stop for run in self._runs]
-        with _failing():
+        with _failing(), _sending():
             self._parts, reading = self._load(source, transform)
         if progress is not None:
             self._tell_reading(reading)
@@ -207,12 +207,12 @@ class ClusterStore:
             asked.setdefault(bisect_right(self._ends, number), []).append((number, own))
         if not asked:
             return []
-        beside = [[placed[part] for part in asked] for placed in map(self._beside, along)]
-        shared: Any = arguments
-        if len(asked) * sum(getattr(value, "nbytes", 64) for value in arguments) > SENT_BYTES:
-            shared = self.client.submit(_same, arguments, key=_key("coefficients"))
         lengths = [[self.bounds[number][1] - self.bounds[number][0] for number in self._runs[part]] for part in asked]
-        with _failing():
+        shared: Any = arguments
+        with _failing(), _sending():
+            beside = [[placed[part] for part in asked] for placed in map(self._beside, along)]
+            if len(asked) * sum(getattr(value, "nbytes", 64) for value in arguments) > SENT_BYTES:
+                shared = self.client.submit(_same, arguments, key=_key("coefficients"))
             futures = self.client.map(
                 _run,
                 [shared] * len(asked),
@@ -303,6 +303,13 @@ def _key(name: str) -> str:
 def _close(client: Any) -> None:
     if client() is not None:
         client().close()
+
+
+def _sending() -> AbstractContextManager[Any]:
+    """Data goes out with the tasks, so that Dask can make them again where a worker is lost; it would warn of that."""
+    import dask
+
+    return dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TB"})
 
 
 @contextmanager

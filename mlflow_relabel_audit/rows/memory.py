@@ -14,7 +14,7 @@ from mlflow_relabel_audit.rows.store import LocalStore, Step, block_bounds
 from mlflow_relabel_audit.rows.threads import available
 
 LEAST_ENTRIES = 2**20
-"""Stored entries from which two threads were quicker than one for any pass; a quarter of that took half a ms more."""
+"""Stored entries from which two threads are quicker than one for most passes; a quarter of them take half a ms more."""
 
 
 def as_features(features: Any) -> Any:
@@ -62,6 +62,6 @@ class MemoryStore(LocalStore):
     def threads(self, step: Step) -> int:
         """One for dense rows, whose products BLAS threads, for small tables and for single rows."""
         whole = round(self.shape[0] / max(self.bounds[0][1], 1))
-        if not self.sparse or self.nnz < LEAST_ENTRIES or getattr(step, "picks_rows", False) or whole == 1:
+        if not self.sparse or self.nnz < LEAST_ENTRIES or getattr(step, "picks_rows", False):
             return 1
         return min(available(), whole)

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,15 @@ def test_large_coefficients_reach_every_pass(client: Any, small_blocks: None) ->
     for scale in (1.0, 2.0):
         theta = scale * np.random.default_rng(2).standard_normal((5, 40_000))
         assert np.allclose(rows.margins(theta)[:, ::1000], direct.margins(theta[:, ::1000]), rtol=1e-12)
+
+
+def test_data_goes_out_with_tasks_without_a_warning(client: Any) -> None:
+    X = np.random.default_rng(1).standard_normal((2_000_000, 1))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        rows = Rows(ClusterStore(client, X, _plain, X[:2], True), np.zeros(len(X)), np.ones(len(X)), intercept=True)
+        assert rows.pull(np.ones(len(X)))[1] == len(X)
+    assert not [str(warning.message) for warning in said if "graph" in str(warning.message)]
 
 
 def test_a_file_that_the_workers_do_not_see(client: Any, tmp_path: Path) -> None:
