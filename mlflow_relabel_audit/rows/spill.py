@@ -273,6 +273,8 @@ def read_back(value: Any, file: BinaryIO) -> Any:
         return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
     file.seek(value.offset)
     found = np.fromfile(file, value.dtype, math.prod(value.shape))
+    if found.size != math.prod(value.shape):
+        raise OSError(f"{file.name} ends too early")
     return found.reshape(value.shape, order=value.order)
 
 

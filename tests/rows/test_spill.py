@@ -163,6 +163,10 @@ def test_what_a_step_leaves_is_on_disk_while_it_is_held(small_blocks: None) -> N
     assert file.stat().st_size == 500 * (8 + 8 + 8)
     assert not any(isinstance(part, np.ndarray) for part in kept.parts)
     assert rows.reduce(total, along=(kept, values), join=("sum",)) == (2.0 * values.sum(),)
+    with file.open("r+b") as held:
+        held.truncate(100)
+    with pytest.raises(StoreError, match="ends too early"):
+        rows.reduce(total, along=(kept, values), join=("sum",))
     del kept
     assert not file.exists()
 
