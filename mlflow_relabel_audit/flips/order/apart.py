@@ -91,7 +91,7 @@ class Apart:
         """See `Influences`."""
         deep = np.flatnonzero(beyond > 0)
         low = self._lowest(some[deep], beyond[deep])
-        cells, self._reachable[some], counts, totals = self._asked(reaching_there, some, floor, deep, low, sums=3)
+        cells, self._reachable[some[deep]], counts, totals = self._asked(reaching_there, some, floor, deep, low, sums=3)
         for t, first, count, total in zip(some[deep].tolist(), low.tolist(), counts, totals, strict=True):
             self._counted[t, first, INFINITE_BITS, EIGHTH] = count, total
         return _joined(cells)
@@ -99,7 +99,7 @@ class Apart:
     def depths(self, some: IntArray, goal: FloatArray) -> IntArray:
         """See `Influences`."""
         found = np.zeros(len(some), dtype=np.int64)
-        waiting = np.flatnonzero(1.001 * self._reachable[some] > goal)
+        waiting = np.flatnonzero(~(1.001 * self._reachable[some] <= goal))  # also those of which it is not known
         low = self._lowest(some, goal)
         high, shift = np.full(len(some), INFINITE_BITS), np.full(len(some), EIGHTH)
         narrow: list[int] = []
@@ -227,20 +227,21 @@ def _by_output(product: FloatArray, outputs: int) -> FloatArray:
 
 
 def reaching_there(block: RowBlock, start: int, *given: Any) -> tuple[list[Found], FloatArray, IntArray, FloatArray]:
-    """Cells that reach the floor; sums of all influences that are positive; counts and sums in bins from ``low`` on.
+    """Cells that reach the floor; of the predictions ``deep`` sums of all that is positive, and `census_there`.
 
-    The last are those of `census_there` in eighths, of the predictions ``deep`` alone.
+    Those counts and sums are in eighths, from ``low`` on.
     """
     *along, ticket, gain, narrow, shift, floor, deep, low = given
     parts: list[Found] = []
-    reachable = np.zeros(len(floor))
+    reachable = np.zeros(len(deep))
     counts, sums = np.zeros((len(deep), BINS + 1), dtype=np.int64), np.zeros((len(deep), BINS + 1))
     bins = (low, np.full(len(deep), INFINITE_BITS), np.full(len(deep), EIGHTH))
     for first, values in _influences(block, start, along, ticket, gain, narrow, shift):
         parts.append(_shifted(reaching(values, floor), first))
-        reachable += positive(values)
         if len(deep):
-            more, weight = census(values[deep], *bins)
+            far = values[deep]
+            reachable += positive(far)
+            more, weight = census(far, *bins)
             counts += more
             sums += weight
     return [_joined(parts)], reachable, counts, sums
