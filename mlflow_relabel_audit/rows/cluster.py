@@ -11,7 +11,7 @@ import uuid
 import weakref
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
@@ -19,12 +19,11 @@ import numpy as np
 import scipy.sparse as sp
 
 from mlflow_relabel_audit.errors import RelabelAuditError, RequestError, StoreError
-from mlflow_relabel_audit.rows.allocation import keep_freed_memory
-from mlflow_relabel_audit.rows.block import RowBlock, settled
-from mlflow_relabel_audit.rows.memory import as_features
+from mlflow_relabel_audit.rows import tasks
+from mlflow_relabel_audit.rows.memory import Transform, as_features
 from mlflow_relabel_audit.rows.progress import READING, Progress, Telling
 from mlflow_relabel_audit.rows.shelf import SHELF_BYTES
-from mlflow_relabel_audit.rows.store import Call, Fold, Join, Kept, Step, block_bounds, joined_nodes, places, runs
+from mlflow_relabel_audit.rows.store import Call, Fold, Join, Kept, Step, block_bounds, places, runs
 
 PATIENCE = 30
 """Seconds to wait for a scheduler, and for its first worker."""
@@ -38,8 +37,6 @@ SENT_BYTES = 2**21
 """Coefficients that go out with every part's task, of all parts together; larger ones are a task of their own."""
 UNINTERRUPTED = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
 """What workers on this machine run first: a terminal's Ctrl-C reaches them too, and is this process's to answer."""
-
-Transform = Callable[[Any], Any]
 
 
 class ClusterStore:
@@ -96,7 +93,7 @@ class ClusterStore:
         reading.clear()  # what was read is held by its part alone
         self.nnz = n * sample.shape[1]
         if self.sparse:
-            self.nnz = int(sum(self.map(_stored, ((i, ()) for i in range(len(self.bounds))), (), ())))
+            self.nnz = int(sum(self.map(tasks.stored, ((i, ()) for i in range(len(self.bounds))), (), ())))
 
     def _load(self, source: Any, transform: Transform) -> tuple[list[Any], set[Any]]:
         submit = self.client.submit
@@ -104,28 +101,28 @@ class ClusterStore:
         if not hasattr(source, "read"):
             for start, stop in self.bounds:
                 some = places(source)[start:stop]
-                blocks.append(submit(_made, transform, some, self.shape[1], start, self.intercept, pure=False))
+                blocks.append(submit(tasks.block, transform, some, self.shape[1], start, self.intercept, pure=False))
             reading.update(blocks)
         else:
             for span in source.spans(self.bounds):  # blocks of one row group are read together
-                read = submit(_read, source, transform, span, self.shape[1], self.intercept, pure=False)
+                read = submit(tasks.read, source, transform, span, self.shape[1], self.intercept, pure=False)
                 reading.add(read)
-                blocks += [submit(_item, read, number, pure=False) for number in range(len(span))]
-        parts = [submit(_same, [blocks[number] for number in run], key=_key("rows")) for run in self._runs]
+                blocks += [submit(tasks.item, read, number, pure=False) for number in range(len(span))]
+        parts = [submit(tasks.same, [blocks[number] for number in run], key=_key("rows")) for run in self._runs]
         return parts, reading.union(parts)
 
-    def _tell_reading(self, tasks: set[Any]) -> None:
+    def _tell_reading(self, reading: set[Any]) -> None:
         """Tell how many of the tasks that read the rows are done; what fails is raised by the first pass."""
         from distributed import as_completed
 
-        telling = Telling(self.progress, len(tasks), READING, lasting=0.0)
+        telling = Telling(self.progress, len(reading), READING, lasting=0.0)
         telling.tell(0)
-        with _failing(tasks):
-            for done, task in enumerate(as_completed(list(tasks), loop=self.client.loop), 1):
+        with _failing(reading):
+            for done, task in enumerate(as_completed(list(reading), loop=self.client.loop), 1):
                 if task.status != "finished":
                     return
                 telling.tell(done)
-                tasks.remove(task)  # rows that went on into a part elsewhere are not held where they were read
+                reading.remove(task)  # rows that went on into a part elsewhere are not held where they were read
         telling.end()
 
     # -- steps -----------------------------------------------------------------------------------------------
@@ -158,7 +155,7 @@ class ClusterStore:
                 for group in groups:
                     run = range(group[0][0].start, group[-1][0].stop)
                     several = [future for _, future in group]
-                    level.append((run, self.client.submit(_joined, several, run, join, key=_key("join"))))
+                    level.append((run, self.client.submit(tasks.joined, several, run, join, key=_key("join"))))
                 futures += [future for _, future in level]
             telling = Telling(self.progress, len(futures))
             found = self._bring([future for _, future in level], futures, telling)
@@ -212,9 +209,9 @@ class ClusterStore:
         with _failing(), _sending():
             beside = [[placed[part] for part in asked] for placed in map(self._beside, along)]
             if len(asked) * sum(getattr(value, "nbytes", 64) for value in arguments) > SENT_BYTES:
-                shared = self.client.submit(_same, arguments, key=_key("coefficients"))
+                shared = self.client.submit(tasks.same, arguments, key=_key("coefficients"))
             futures = self.client.map(
-                _run,
+                tasks.run_step,
                 [shared] * len(asked),
                 [self._parts[part] for part in asked],
                 list(asked.values()),
@@ -238,7 +235,7 @@ class ClusterStore:
         seen = int(np.bitwise_xor.reduce(np.ascontiguousarray(values).view(np.uint32)))
         kept = self._placed.get(id(values))
         if kept is None or kept[1] != seen:  # the array itself is kept, so that no other gets its id
-            kept = values, seen, self.client.map(_same, slices, pure=False, key="beside")
+            kept = values, seen, self.client.map(tasks.same, slices, pure=False, key="beside")
             self._placed[id(values)] = kept
             if len(self._placed) > PLACED:
                 self._placed.popitem(last=False)
@@ -339,86 +336,3 @@ def _failing(futures: Collection[Any] = ()) -> Iterator[None]:
         for future in futures:
             future.release()
         raise
-
-
-# what runs on workers
-
-
-def _run(
-    arguments: tuple[Any, ...],
-    blocks: list[RowBlock],
-    asked: list[Call],
-    run: range,
-    lengths: list[int],
-    *beside: Any,
-    step: Step,
-    join: Join | None,
-) -> Any:
-    """Run a step on some blocks of a part: a list of what it returns, joined (`joined_nodes`) where that is asked."""
-    keep_freed_memory()
-    ends = np.cumsum(lengths)
-    arguments = tuple(map(settled, arguments))
-    results = []
-    for number, own in asked:
-        _go_on()
-        place = number - run.start
-        within = slice(ends[place] - lengths[place], ends[place])
-        along = (values[place] if isinstance(values, list) else settled(values[within]) for values in beside)
-        results.append(step(blocks[place], *own, *along, *arguments))
-    if join is None:
-        return results
-    return joined_nodes([(number, result) for (number, _), result in zip(asked, results, strict=True)], run, join)
-
-
-def _go_on() -> None:
-    """End a task that is no longer asked for: Dask ends none that has begun, and a part has many blocks.
-
-    Raises
-    ------
-    distributed.Reschedule
-        It was cancelled. Should the scheduler want it again meanwhile, it runs again.
-    """
-    from distributed import Reschedule, get_worker
-
-    worker = get_worker()
-    task = worker.state.tasks.get(worker.get_current_task())
-    if task is None or task.state == "cancelled":
-        raise Reschedule
-
-
-def _joined(parts: list[list[tuple[int, tuple[Any, ...]]]], run: range, join: Join) -> list[tuple[int, Any]]:
-    return joined_nodes([item for part in parts for item in part], run, join)
-
-
-def _made(transform: Transform, rows: Any, width: int, start: int, intercept: bool) -> RowBlock:
-    features = as_features(transform(settled(rows)))
-    if features.shape[1] != width:
-        raise StoreError(
-            f"training rows: the block from row {start} on has {features.shape[1]} features, the first has {width}; "
-            "write the rows again with the same columns throughout"
-        )
-    return RowBlock(features, intercept)
-
-
-def _read(
-    source: Any, transform: Transform, span: list[tuple[int, int]], width: int, intercept: bool
-) -> list[RowBlock]:
-    first, last = span[0][0], span[-1][1]
-    rows = places(source.read(first, last))
-    blocks = []
-    for start, stop in span:
-        _go_on()
-        blocks.append(_made(transform, rows[start - first : stop - first], width, start, intercept))
-    return blocks
-
-
-def _item(blocks: list[RowBlock], number: int) -> RowBlock:
-    return blocks[number]
-
-
-def _same(part: Any) -> Any:
-    return part
-
-
-def _stored(block: RowBlock) -> int:
-    return int(block.features.nnz)

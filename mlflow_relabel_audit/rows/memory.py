@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
-from mlflow_relabel_audit.errors import RequestError
+from mlflow_relabel_audit.errors import RequestError, StoreError
 from mlflow_relabel_audit.rows.block import RowBlock, cut
 from mlflow_relabel_audit.rows.store import LocalStore, Step, block_bounds
 from mlflow_relabel_audit.rows.threads import available
 
+Transform = Callable[[Any], Any]
+"""From rows as the model's fit took them to features."""
 LEAST_ENTRIES = 2**20
 """Stored entries from which two threads are quicker than one for most passes; a quarter of them take half a ms more."""
 
@@ -34,6 +36,23 @@ def as_features(features: Any) -> Any:
     if dense.ndim != 2:
         raise RequestError(f"training rows: got an array of {dense.ndim} dimensions; pass a table (n, features)")
     return dense
+
+
+def made(transform: Transform, rows: Any, width: int, start: int, intercept: bool) -> RowBlock:
+    """A block from raw rows, of which ``start`` is the first one's number.
+
+    Raises
+    ------
+    StoreError
+        The transform makes other than ``width`` features of them.
+    """
+    features = as_features(transform(rows))
+    if features.shape[1] != width:
+        raise StoreError(
+            f"rows {start} to {start + features.shape[0]}: got {features.shape[1]} features, the first rows have "
+            f"{width}; write them again with the same columns throughout"
+        )
+    return RowBlock(features, intercept)
 
 
 class MemoryStore(LocalStore):

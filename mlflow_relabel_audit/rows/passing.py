@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import scipy.sparse as sp
 
-from mlflow_relabel_audit.errors import StoreError
 from mlflow_relabel_audit.rows.block import RowBlock
-from mlflow_relabel_audit.rows.memory import as_features
+from mlflow_relabel_audit.rows.memory import Transform, as_features, made
 from mlflow_relabel_audit.rows.store import LocalStore, places
 
 PASSING_BYTES = 2**23
@@ -29,7 +28,7 @@ class PassingStore(LocalStore):
     intercept : bool
     """
 
-    def __init__(self, source: Any, transform: Callable[[Any], Any], like: Any, intercept: bool) -> None:
+    def __init__(self, source: Any, transform: Transform, like: Any, intercept: bool) -> None:
         self._source, self._transform, self._intercept = source, transform, intercept
         sample = as_features(like)
         n = len(source) if hasattr(source, "read") else source.shape[0]
@@ -54,11 +53,5 @@ class PassingStore(LocalStore):
             start, stop = self.bounds[number]
             source = self._source
             rows = source.read(start, stop) if hasattr(source, "read") else places(source)[start:stop]
-            features = as_features(self._transform(rows))
-            if features.shape[1] != self.shape[1]:
-                raise StoreError(
-                    f"rows {start} to {stop}: got {features.shape[1]} features, the first rows have {self.shape[1]}; "
-                    "write them again with the same columns throughout"
-                )
-            self._last = number, RowBlock(features, self._intercept)
+            self._last = number, made(self._transform, rows, self.shape[1], start, self._intercept)
         return self._last[1]

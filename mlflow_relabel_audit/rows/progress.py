@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from mlflow_relabel_audit.rows.store import Call
+from typing import Any
 
 Progress = Callable[[int, int, str], None]
 """``progress(done, total, stage)``."""
@@ -58,12 +55,12 @@ class Telling:
             self._progress(self.total, self.total, self._stage)
 
 
-def told(calls: Iterable[Call], progress: Progress | None, total: int) -> Iterable[Call]:
+def told(calls: Iterable[tuple[int, Any]], progress: Progress | None, total: int) -> Iterable[tuple[int, Any]]:
     """The calls of a pass over ``total`` blocks in this process, of which is told as they are asked for."""
     return calls if progress is None else _told(calls, Telling(progress, total))
 
 
-def _told(calls: Iterable[Call], telling: Telling) -> Iterator[Call]:
+def _told(calls: Iterable[tuple[int, Any]], telling: Telling) -> Iterator[tuple[int, Any]]:
     for call in calls:
         telling.tell(call[0])
         yield call

@@ -159,7 +159,7 @@ def test_an_interrupt_while_rows_are_read(client: Any, tmp_path: Path, small_blo
     marks, connected = tmp_path / "marks", client.scheduler_comm.comm
     with pytest.raises(KeyboardInterrupt) as caught:  # it holds on to the frames, as a notebook does
         ClusterStore(client, X, partial(_marked, str(marks)), X[:2], True, interrupt)
-    _idle(client, "_made")
+    _idle(client, "block")
     assert 3 <= marks.stat().st_size < 16  # of 32 blocks
     assert caught.value is not None
     assert client.submit(_plain, 3).result() == 3
