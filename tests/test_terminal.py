@@ -41,6 +41,8 @@ with mlflow.start_run() as run:
     mlflow.sklearn.log_model(model, name="model", serialization_format="cloudpickle")
 print(run.info.run_id)
 """
+LEFT = ("MLFLOW_RUN", "MLFLOW_EXPERIMENT")
+"""What MLflow leaves in the environment for processes that this one starts, of another store's tests."""
 COMMAND = """
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
@@ -130,7 +132,7 @@ def test_a_line_fits_the_terminal(columns: str, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("where", ["cluster", "disk"])
 def test_rows_are_read_before_ones_eyes_and_an_interrupt_leaves_nothing(where: str, tmp_path: Path) -> None:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_RUN")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(LEFT)}
     environment |= {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db", "COLUMNS": "80"}
     trained = subprocess.run(
         [sys.executable, "-c", TRAIN], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
