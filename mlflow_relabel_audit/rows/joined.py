@@ -24,6 +24,7 @@ class JoinedStore:
         self.local = first.local and second.local
         self.room = first.room
         self.beside = first.beside + second.beside
+        self.progress = first.progress
         self.bounds: Sequence[tuple[int, int]] = [
             *first.bounds,
             *((start + n, stop + n) for start, stop in second.bounds),

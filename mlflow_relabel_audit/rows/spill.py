@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,8 +26,7 @@ from mlflow_relabel_audit.errors import RequestError, StoreError
 from mlflow_relabel_audit.problem import IntArray
 from mlflow_relabel_audit.rows.block import RowBlock
 from mlflow_relabel_audit.rows.memory import as_features
-from mlflow_relabel_audit.rows.progress import told
-from mlflow_relabel_audit.rows.store import Call, Kept, LocalStore, Step, beside, block_bounds
+from mlflow_relabel_audit.rows.store import Call, Kept, LocalStore, Step, block_bounds
 
 FEW = 16
 """A step that picks less than one in so many of a block's rows has only those read: a row takes 2 us, a block 10 ms."""
@@ -133,62 +132,58 @@ class SpilledStore(LocalStore):
         memory = np.empty(self._bytes(start, stop), dtype=np.uint8) if buffer is None else buffer
         if not self.sparse:
             size = (stop - start) * self.shape[1] * self.dtype.itemsize
-            self._fill("features", start * self.shape[1] * self.dtype.itemsize, memory[:size])
+            self._fill("features", np.array([start * self.shape[1] * self.dtype.itemsize]), size, memory[:size])
             return memory[:size].view(self.dtype).reshape(stop - start, self.shape[1])
         first, last = int(self._pointers[start]), int(self._pointers[stop])
         size = (last - first) * self.dtype.itemsize
         data, indices = memory[:size], memory[size : size + 4 * (last - first)]
-        self._fill("data", first * self.dtype.itemsize, data)
-        self._fill("indices", 4 * first, indices)
+        self._fill("data", np.array([first * self.dtype.itemsize]), data.nbytes, data)
+        self._fill("indices", np.array([4 * first]), indices.nbytes, indices)
         pointers = (self._pointers[start : stop + 1] - first).astype(np.int32)
         parts = (data.view(self.dtype), indices.view(np.int32), pointers)
         return sp.csr_matrix(parts, shape=(stop - start, self.shape[1]), copy=False)
 
-    def _fill(self, name: str, offset: int, memory: Any) -> None:
+    def _fill(self, name: str, offsets: IntArray, sizes: Any, memory: Any) -> None:
+        """Read so many bytes from each offset, one after the other into the memory of an array."""
+        view, done = memoryview(memory).cast("B") if memory.size else memoryview(bytearray()), 0
         with _failing(self._path), (self._path / name).open("rb", buffering=0) as file:
-            file.seek(offset)
-            view, done = memoryview(memory), 0
-            while done < len(view):
-                count = file.readinto(view[done:])
-                if not count:
-                    raise OSError(f"{name} ends too early")
-                done += count
+            for offset, size in zip(offsets.tolist(), np.broadcast_to(sizes, offsets.shape).tolist(), strict=True):
+                file.seek(offset)
+                end = done + size
+                while done < end:
+                    count = file.readinto(view[done:end])
+                    if not count:
+                        raise OSError(f"{name} ends too early")
+                    done += count
 
     def pick(self, start: int, index: IntArray) -> Any:
         """Rows ``start + index`` alone, each read once."""
         rows, place = np.unique(start + index, return_inverse=True)
         if not self.sparse:
             dense = np.empty((len(rows), self.shape[1]), dtype=self.dtype)
-            self._gather("features", rows * dense.strides[0], dense.strides[0], dense)
+            self._fill("features", rows * dense.strides[0], dense.strides[0], dense)
             return dense[place]
         first = self._pointers[rows]
         counts = self._pointers[rows + 1] - first
         pointers = np.append(0, np.cumsum(counts))
         data, indices = np.empty(pointers[-1], dtype=self.dtype), np.empty(pointers[-1], dtype=np.int32)
         for name, values in (("data", data), ("indices", indices)):
-            self._gather(name, first * values.itemsize, counts * values.itemsize, values)
+            self._fill(name, first * values.itemsize, counts * values.itemsize, values)
         return sp.csr_matrix((data, indices, pointers), shape=(len(rows), self.shape[1]), copy=False)[place]
-
-    def _gather(self, name: str, offsets: IntArray, sizes: Any, into: Any) -> None:
-        """Read so many bytes from each offset, one after the other into the memory of an array."""
-        view, done = memoryview(into).cast("B") if into.size else memoryview(bytearray()), 0
-        with _failing(self._path), (self._path / name).open("rb", buffering=0) as file:
-            for offset, size in zip(offsets.tolist(), np.broadcast_to(sizes, offsets.shape).tolist(), strict=True):
-                file.seek(offset)
-                if file.readinto(view[done : done + size]) != size:
-                    raise OSError(f"{name} ends too early")
-                done += size
 
     def _buffered(self, number: int, turn: int) -> Any:
         if self._buffers[turn] is None:
             self._buffers[turn] = np.empty(self._largest, dtype=np.uint8)
         return self._read(*self.bounds[number], self._buffers[turn])
 
-    def _blocks(self, calls: Iterable[Call], step: Step) -> Iterator[tuple[int, tuple[Any, ...], RowBlock]]:
+    def block(self, number: int) -> RowBlock:
+        """One block, of which no more is read than it is asked for, unless it is in memory."""
+        return self._made.get(number) or PickedBlock(self, number)
+
+    def blocks(self, calls: Iterable[Call], step: Step) -> Iterator[tuple[int, tuple[Any, ...], RowBlock]]:
         """Yield the calls with their blocks, the next one being read meanwhile."""
         if getattr(step, "picks_rows", False):
-            for number, own in calls:
-                yield number, own, self._made.get(number) or PickedBlock(self, number)
+            yield from super().blocks(calls, step)
             return
         with ThreadPoolExecutor(1, thread_name_prefix="read-rows") as reader:
             ahead: tuple[int, tuple[Any, ...], Future[Any] | None] | None = None
@@ -210,13 +205,6 @@ class SpilledStore(LocalStore):
         return number, own, self._made[number] if read is None else RowBlock(read.result(), self.intercept)
 
     # -- steps -----------------------------------------------------------------------------------------------
-
-    def map(self, step: Step, calls: Iterable[Call], along: Sequence[Any], arguments: tuple[Any, ...]) -> Iterator[Any]:
-        """Run the step on block after block."""
-        calls = told(calls, self.progress, len(self.bounds))
-        for number, own, block in self._blocks(calls, step):
-            start, stop = self.bounds[number]
-            yield step(block, *own, *(beside(values, number, start, stop) for values in along), *arguments)
 
     def keep(self, step: Step, calls: Iterable[Call], along: Sequence[Any], arguments: tuple[Any, ...]) -> Kept:
         """Run the step on every block and write the results beside the rows."""
@@ -255,27 +243,37 @@ class Place:
     order: Literal["C", "F"]
 
 
+def _each(work: Callable[[Any], Any], value: Any) -> Any:
+    """What work makes of an array, or a tuple of the same kind with what it makes of each array in it."""
+    if not isinstance(value, tuple):
+        return work(value)
+    parts = [_each(work, part) for part in value]
+    return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+
+
 def written(value: Any, file: BinaryIO) -> Any:
     """Write an array, or those of a tuple, to the end of a file; the same with a `Place` for each array."""
-    if isinstance(value, tuple):
-        parts = [written(part, file) for part in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
-    turned = value.flags.f_contiguous and not value.flags.c_contiguous
-    place = Place(file.tell(), value.shape, value.dtype, "F" if turned else "C")
-    np.ascontiguousarray(value.T if turned else value).tofile(file)
-    return place
+
+    def write(array: Any) -> Place:
+        turned = array.flags.f_contiguous and not array.flags.c_contiguous
+        place = Place(file.tell(), array.shape, array.dtype, "F" if turned else "C")
+        np.ascontiguousarray(array.T if turned else array).tofile(file)
+        return place
+
+    return _each(write, value)
 
 
 def read_back(value: Any, file: BinaryIO) -> Any:
     """What was `written`."""
-    if isinstance(value, tuple):
-        parts = [read_back(part, file) for part in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
-    file.seek(value.offset)
-    found = np.fromfile(file, value.dtype, math.prod(value.shape))
-    if found.size != math.prod(value.shape):
-        raise OSError(f"{file.name} ends too early")
-    return found.reshape(value.shape, order=value.order)
+
+    def read(place: Place) -> Any:
+        file.seek(place.offset)
+        found = np.fromfile(file, place.dtype, math.prod(place.shape))
+        if found.size != math.prod(place.shape):
+            raise OSError(f"{file.name} ends too early")
+        return found.reshape(place.shape, order=place.order)
+
+    return _each(read, value)
 
 
 class PickedBlock(RowBlock):

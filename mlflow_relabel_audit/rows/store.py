@@ -6,6 +6,7 @@ hold them, one or several each: floating-point sums then do not depend on who ad
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise, starmap
@@ -61,7 +62,7 @@ class Kept:
         return self.parts[number]
 
 
-def beside(values: Any, number: int, start: int, stop: int) -> Any:
+def _part(values: Any, number: int, start: int, stop: int) -> Any:
     """What one block gets of values that go along with the rows: of an array over them all, or of what was kept."""
     return values.part(number) if isinstance(values, Kept) else values[start:stop]
 
@@ -193,7 +194,7 @@ class Fold:
         self._open.append((level, tuple(JOINS[how](a, b) for how, a, b in zip(self._join, left, right, strict=True))))
 
 
-class LocalStore:
+class LocalStore(ABC):
     """A store whose steps run in this process, on block after block."""
 
     local = True
@@ -202,9 +203,14 @@ class LocalStore:
     progress: Progress | None = None
     bounds: Sequence[tuple[int, int]]
 
+    @abstractmethod
     def block(self, number: int) -> Any:
         """One block."""
-        raise NotImplementedError
+
+    def blocks(self, calls: Iterable[Call], step: Step) -> Iterator[tuple[int, tuple[Any, ...], Any]]:
+        """Yield the calls of a step, each with its block."""
+        del step
+        return ((number, own, self.block(number)) for number, own in calls)
 
     def threads(self, step: Step) -> int:
         """In how many threads a step is run."""
@@ -215,9 +221,9 @@ class LocalStore:
         """Run the step on block after block, or on several at once (see `threads`)."""
 
         def placed() -> Iterator[tuple[Any, ...]]:
-            for number, own in told(calls, self.progress, len(self.bounds)):
+            for number, own, block in self.blocks(told(calls, self.progress, len(self.bounds)), step):
                 start, stop = self.bounds[number]
-                yield self.block(number), *own, *(beside(values, number, start, stop) for values in along), *arguments
+                yield block, *own, *(_part(values, number, start, stop) for values in along), *arguments
 
         threads = self.threads(step)
         return at_once(step, placed(), threads) if threads > 1 else starmap(step, placed())

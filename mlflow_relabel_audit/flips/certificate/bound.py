@@ -140,11 +140,10 @@ class Rounding:
     margin: float
 
     @classmethod
-    def of(cls, problem: Problem, rows: Rows, point: StationaryPoint) -> Rounding:
-        """State the terms for one fitted objective."""
+    def of(cls, problem: Problem, rows: Rows, point: StationaryPoint, lengths: FloatArray) -> Rounding:
+        """State the terms for one fitted objective and its rows' Euclidean norms."""
         kind, condition = point.curvature.kind, 10.0 * point.curvature.condition
         depth = min(rows.n, 8192 + rows.n // 64)  # longest chain of additions in a blocked sum
-        lengths = np.sqrt(rows.square_norms())
         trace = float(point.diagonal @ lengths**2 + problem.penalty.sum())
         penalty = float(problem.penalty[: rows.features_in].min(initial=np.inf))
         largest = float(lengths.max(initial=0.0))
@@ -217,7 +216,8 @@ class Certificate:
         row_norms : ndarray of shape (n,), optional
             ``||x_i||_{H^-1}`` or upper bounds, where they are known.
         """
-        terms = Rounding.of(problem, rows, point)
+        lengths = np.sqrt(rows.square_norms())
+        terms = Rounding.of(problem, rows, point, lengths)
         norms = point.curvature.row_norms(rows) if row_norms is None else row_norms
         norms = norms * (1.0 + terms.form)
         weights = problem.class_weight
@@ -250,7 +250,7 @@ class Certificate:
         if point.curvature.kind == "primal" and dense + rows.p**3 <= SECANT_FLOPS:
             boxes = SecantBoxes(rows, point, problem.penalty, state, terms.form)
         levels = tuple(Level.keep(rows, bound) for bound in level_bounds(sums, state, sizes, boxes))
-        return cls(rows, RowTerms.keep(rows, state), levels, terms, problem.cut)
+        return cls(rows, RowTerms.keep(rows, state, lengths), levels, terms, problem.cut)
 
     def lower_bounds(
         self, margin: FloatArray, response: Any, response_error: FloatArray, norms: FloatArray

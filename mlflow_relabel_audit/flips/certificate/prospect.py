@@ -50,9 +50,9 @@ class RowTerms(NamedTuple):
     length: FloatArray
 
     @classmethod
-    def keep(cls, rows: Rows, state: RowState) -> Kept:
+    def keep(cls, rows: Rows, state: RowState, lengths: FloatArray) -> Kept:
         """Those of all rows, where the rows are."""
-        return rows.keep(_terms, along=(2.0 * rows.y - 1.0, state.extreme, state.norm, np.sqrt(rows.square_norms())))
+        return rows.keep(_terms, along=(2.0 * rows.y - 1.0, state.extreme, state.norm, lengths))
 
 
 class LevelRows(NamedTuple):
@@ -173,6 +173,12 @@ class Prospects:
         along = (self._terms, self._response, *(level.rows for level in levels))
         return self._rows.reduce(step, *arguments, join=join, along=along, each=lambda start, _: (start, len(levels)))
 
+    def _of_each(self, step: Any, who: IntArray, level: IntArray, *arguments: Any, join: tuple[str, ...]) -> Any:
+        """Ask all blocks about some predictions, each at the level of that place."""
+        used, which = np.unique(level, return_inverse=True)
+        levels = [self._levels[place] for place in used]
+        return self._reduce(step, levels, self._asked.only(who), who, which, *arguments, join=join)
+
     def certified(self, goal: FloatArray) -> IntArray:
         """Largest k proved not to move each margin by ``goal``, 0 where none is; shape (B,)."""
         reach = (np.cumsum(np.maximum(self.gain, 0.0), axis=1) < goal[:, None]).sum(axis=1)
@@ -205,10 +211,7 @@ class Prospects:
 
     def survey(self, who: IntArray, level: IntArray) -> Survey:
         """Sum over ranges of w_j, and look the lead up."""
-        used, which = np.unique(level, return_inverse=True)
-        levels = [self._levels[place] for place in used]
-        question = (self._asked.only(who), who, which, self._first[who], self._index[who])
-        sums, lead = self._reduce(_survey, levels, *question, join=("sum", "sum"))
+        sums, lead = self._of_each(_survey, who, level, self._first[who], self._index[who], join=("sum", "sum"))
         sums = np.cumsum(sums[..., ::-1], axis=2)[..., ::-1]
         tau = ((self._first[who, None] + np.arange(RANGES)) << SHIFT).view(np.float64)
         width, value = sums[:, 0], sums[:, 1]
@@ -233,10 +236,7 @@ class Prospects:
         # the k-th largest is at least the least of any k
         floor = np.where(inside, gains, np.inf).min(axis=1)
         floor -= 1e-9 * np.abs(floor)
-        used, which = np.unique(level, return_inverse=True)
-        levels = [self._levels[number] for number in used]
-        question = (self._asked.only(who), who, which, tau, floor, gains.shape[1])
-        (found,) = self._reduce(_moves, levels, *question, join=("larger",))
+        (found,) = self._of_each(_moves, who, level, tau, floor, gains.shape[1], join=("larger",))
         sums = np.cumsum(np.maximum(found[:, 0], 0.0), axis=1)
         sums += (survey.rest[some, place] + tau * self._offset[level])[:, None]
         return sums * (1.0 + 10.0 * ROUNDING), found[:, 1]
